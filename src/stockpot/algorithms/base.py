@@ -1,0 +1,66 @@
+"""What an algorithm is: advantages of a group, and a loss per token. Two methods, and a choice of denominator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from stockpot import ops
+from stockpot.types import Batch, Group, Totals
+
+Normalise = Literal["token", "rollout", "constant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a loss returns about each token [N]."""
+
+    loss: Tensor
+    """The term to be reduced and minimised."""
+    ratio: Tensor
+    """The importance ratio before any clip, detached: diagnostics look at the raw one."""
+    clipped: Tensor
+    """bool: the clip took this token's gradient away."""
+
+
+class Algorithm(ABC):
+    """Subclasses are frozen dataclasses with a field `normalise`; none inherits from another."""
+
+    normalise: Normalise
+
+    @abstractmethod
+    def advantages(self, group: Group) -> list[float]:
+        """One number per rollout of the group."""
+
+    @abstractmethod
+    def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
+        """Terms per token from today's log-probs [N] of the batch's tokens."""
+
+
+def denominator(normalise: Normalise, batch: Batch, totals: Totals) -> Tensor | float:
+    """What each token's term is divided by, from the sizes of the *whole* update.
+
+    token: all trained tokens (DAPO); rollout: own length, then rollouts (GRPO as published); constant: room for a
+    response times rollouts (Dr. GRPO, arXiv 2503.20783), so that length earns nothing.
+    """
+    if normalise == "token":
+        return float(max(totals.tokens, 1))
+    if normalise == "constant":
+        return float(max(totals.rollouts * totals.max_tokens, 1))
+    return batch.lengths.clamp_min(1)[batch.rollout] * float(max(totals.rollouts, 1))
+
+
+def clipped_surrogate(
+    log_ratios: Tensor, advantages: Tensor, low: float, high: float
+) -> Terms:
+    """-min(w A, clip(w, 1 - low, 1 + high) A) for each entry (PPO, arXiv 1707.06347).
+
+    An entry is clipped, and has no gradient, where w A is the larger of the two.
+    """
+    ratio = ops.ratio(log_ratios)
+    bounded = ratio.clamp(1.0 - low, 1.0 + high)
+    plain, limited = ratio * advantages, bounded * advantages
+    return Terms(loss=-plain.minimum(limited), ratio=ratio.detach(), clipped=(limited < plain).detach())

@@ -1,0 +1,114 @@
+"""Checkpoints: written aside, checked by hash, renamed into place; the newest N and the best one are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stockpot.types import StockpotError
+
+MANIFEST = "checkpoint.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    step: int
+    score: float | None
+    """The held-out pass@1 measured at this step, if it was."""
+
+
+def write(root: Path, step: int, score: float | None, save: Callable[[Path], None]) -> Checkpoint:
+    """Call `save` on a folder aside, note the hash of every file, and rename: a reader sees all of it or nothing."""
+    aside, final = root / f".step-{step}.part", root / f"step-{step}"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save(aside)
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
+        manifest = {"step": step, "score": score, "files": {str(path.relative_to(aside)): digest(path) for path in files}}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in [*files, aside / MANIFEST]:
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        _flush(root)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, StockpotError):
+            raise
+        raise StockpotError(f"cannot write the checkpoint of step {step} ({error}): free some space, then resume.") from error
+    return Checkpoint(final, step, score)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def problem(folder: Path) -> str:
+    """What is wrong with a checkpoint; empty when it is whole."""
+    try:
+        files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if digest(folder / name) != expected:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {MANIFEST} cannot be read ({type(error).__name__})"
+    return ""
+
+
+def listed(root: Path) -> list[Checkpoint]:
+    """Every checkpoint in the folder by step, whole or not; what lacks a readable manifest has no score."""
+    found = []
+    for folder in root.glob("step-*"):
+        if folder.name[5:].isdigit():
+            manifest: dict[str, Any] = {}
+            try:
+                manifest = json.loads((folder / MANIFEST).read_text())
+            except (OSError, ValueError):
+                pass
+            found.append(Checkpoint(folder, int(folder.name[5:]), manifest.get("score")))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def latest(root: Path, tell: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
+    """The newest whole checkpoint; each damaged one that is passed over is told."""
+    for checkpoint in reversed(listed(root)):
+        wrong = problem(checkpoint.folder)
+        if not wrong:
+            return checkpoint
+        tell(f"passing over {checkpoint.folder.name}: {wrong}; going back to the checkpoint before it")
+    return None
+
+
+def best(root: Path) -> Checkpoint | None:
+    """The checkpoint with the highest held-out score, the earliest of equals."""
+    scored = [checkpoint for checkpoint in listed(root) if checkpoint.score is not None]
+    return max(scored, key=lambda checkpoint: (checkpoint.score, -checkpoint.step), default=None)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the newest `keep`, the best, and step 0, which is where the run began."""
+    top = best(root)
+    for checkpoint in listed(root)[:-keep]:
+        if checkpoint.step > 0 and (top is None or checkpoint.step != top.step):
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

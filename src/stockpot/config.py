@@ -1,0 +1,164 @@
+"""The whole of a run in one frozen value: components and numbers, all of them overridable from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stockpot.algorithms import GRPO, RLOO, Algorithm
+from stockpot.policy import Learner
+from stockpot.prefixes import FromHistory, PrefixRule
+from stockpot.regularizers import KL, EntropyBonus
+from stockpot.tasks.base import EmbeddedTask, Task
+from stockpot.tasks.countdown import Countdown
+from stockpot.types import Sampling, StockpotError
+
+
+@dataclass(frozen=True)
+class Start:
+    """The supervised start: how an embedded model is taught before it learns by itself. Unused with `--model`."""
+
+    steps: int = 900
+    """Updates on fresh demonstrations."""
+    batch: int = 128
+    """Demonstrations per update."""
+    learning_rate: float = 2e-3
+    """Peak; it rises for a tenth of the steps and falls to nothing along a cosine."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the held-out prompts are measured, before, during and after."""
+
+    samples: int = 16
+    """Samples per prompt: pass@k is drawn for k = 1, 2, 4, ... up to it."""
+    prompts: int = 256
+    """Held-out prompts used, from the head of the test split."""
+    every: int = 25
+    """Steps between evaluations; 0 evaluates only before and after."""
+    sampling: Sampling = Sampling()
+    """The distribution evaluated."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.prompts < 1 or self.every < 0:
+            raise StockpotError("evaluation.samples and prompts must be at least 1, evaluation.every at least 0.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. The defaults are the embedded recipe: SOUP prefixes from history over GRPO, on countdown."""
+
+    task: Task = Countdown()
+    """Prompts and reward."""
+    model: str = ""
+    """A model folder or hub id to start from; empty: the task's own small model, taught first."""
+    start: Start = Start()
+    """The supervised start of the task's own model."""
+    algorithm: Algorithm = GRPO()
+    """Advantages and loss."""
+    prefixes: PrefixRule = FromHistory()
+    """Which rollouts begin with what a past policy wrote."""
+    entropy: EntropyBonus = EntropyBonus()
+    """Entropy bonus, added to any algorithm."""
+    kl: KL = KL()
+    """KL to a reference, added to any algorithm."""
+    learner: Learner = Learner()
+    """The optimiser and its memory."""
+    sampling: Sampling = Sampling()
+    """The distribution that rollouts are drawn from, and at which log-probs, ratios and entropy are taken."""
+    evaluation: Evaluation = Evaluation()
+    """Held-out measurement."""
+    steps: int = 100
+    """Steps of the arrow: prompt -> prefix -> continuation -> reward -> advantage -> loss -> update -> history."""
+    prompts_per_step: int = 32
+    """Prompts in a step."""
+    group_size: int = 8
+    """K: rollouts of each prompt."""
+    max_tokens: int = 80
+    """Room for a response, its prefix included."""
+    updates_per_step: int = 1
+    """Optimiser steps that a step's rollouts are split over, whole groups to each."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay; the best one stays beside them."""
+    seed: int = 0
+    """Everything random follows from it."""
+    threads: int = 2
+    """Processor threads: part of the configuration because sums come out in another order with another number."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model lives; auto takes the best there is."""
+    loggers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()
+    """Where metrics go besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_step", "group_size", "max_tokens", "updates_per_step", "checkpoint_every",
+                     "keep_checkpoints", "threads"):
+            if getattr(self, name) < 1:
+                raise StockpotError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.steps < 0:
+            raise StockpotError(f"steps must be 0 or more, not {self.steps}.")
+        if self.group_size < 2 and isinstance(self.algorithm, (GRPO, RLOO)):
+            raise StockpotError(
+                f"{type(self.algorithm).__name__} compares the rollouts of a group: group_size must be at least 2 "
+                "(or use --algorithm reinforce --algorithm.no-baseline)."
+            )
+        if self.prompts_per_step % self.updates_per_step:
+            raise StockpotError("prompts_per_step must be a multiple of updates_per_step: groups are not split.")
+        if self.sampling.temperature == 0:
+            raise StockpotError("sampling.temperature must be above 0 in training: greedy rollouts teach nothing.")
+        if not self.model and not isinstance(self.task, EmbeddedTask):
+            raise StockpotError(f"{type(self.task).__name__} brings no model of its own: give one with --model.")
+
+
+def to_json(value: Any) -> Any:
+    """A config as plain JSON; each component carries the name of its class."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": f"{kind.__module__}:{kind.__qualname__}", **fields}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`. Fields that this version does not know are refused, not dropped."""
+    if isinstance(value, dict) and "class" in value:
+        module, _, name = value["class"].partition(":")
+        try:
+            kind = getattr(importlib.import_module(module), name)
+            return kind(**{key: from_json(item) for key, item in value.items() if key != "class"})
+        except (ImportError, AttributeError, TypeError) as error:
+            raise StockpotError(f"config.json names {value['class']}, which this version cannot make: {error}.") from error
+    return tuple(from_json(item) for item in value) if isinstance(value, list) else value
+
+
+def load_recipe(name: str) -> Config:
+    """A recipe by its name in `stockpot.recipes`, or a Python file; either holds a `recipe = Config(...)`."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise StockpotError(f"there is no recipe file {name}.")
+        module_name = f"stockpot_recipe_{path.stem}"
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except StockpotError:
+            raise
+        except Exception as error:
+            raise StockpotError(f"the recipe {name} does not run: {type(error).__name__}: {error}.") from error
+    else:
+        module = importlib.import_module(f"stockpot.recipes.{name.replace('-', '_')}")
+    recipe = getattr(module, "recipe", None)
+    if not isinstance(recipe, Config):
+        raise StockpotError(f"the recipe {name} defines no `recipe = Config(...)`.")
+    return recipe

@@ -1,0 +1,54 @@
+"""What an engine is: the place where the policy lives. The loop speaks to it and never sees a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from stockpot.policy import Update
+from stockpot.types import Request, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one optimiser step learns from: rollouts with their advantages, and the group each belongs to."""
+
+    rollouts: tuple[Rollout, ...]
+    advantages: tuple[float, ...]
+    groups: tuple[int, ...]
+    reference_log_probs: tuple[Tensor, ...] | None = None
+
+
+class Engine(ABC):
+    """Samples, scores, learns and saves, for one process or for many."""
+
+    version: int
+    """Steps that the policy has behind it: the author of what it writes next."""
+    tokenizer: Any
+    context: int
+    """Longest sequence the model can read; 0 when it has no limit."""
+
+    @abstractmethod
+    def sample(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
+        """Continuations by the live policy."""
+
+    @abstractmethod
+    def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference"]) -> list[Tensor]:
+        """Log-probs of each rollout's response tokens."""
+
+    @abstractmethod
+    def learn(self, lesson: Lesson, seed: int) -> Update:
+        """One optimiser step."""
+
+    @abstractmethod
+    def advance(self, version: int) -> None:
+        """Close a step: the policy has a new version, and the reference moves if it is a moving one."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write weights, optimiser and reference into a folder that exists."""

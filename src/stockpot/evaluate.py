@@ -1,0 +1,65 @@
+"""Held-out measurement: pass@k without bias, with intervals. It never writes to the history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stockpot.config import Evaluation
+from stockpot.engines.base import Engine
+from stockpot.passk import Estimate, bootstrap, mean_pass_at_k
+from stockpot.rewards.score import RewardFunction, score
+from stockpot.types import Prompt, Request, Rollout
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found."""
+
+    pass_at: dict[int, Estimate]
+    """pass@k for k = 1, 2, 4, ... up to the number of samples."""
+    entropy: Estimate
+    """Nats per token: minus the mean log-prob of the tokens sampled, which estimates it without bias."""
+    length: float
+    """Mean response length in tokens."""
+    truncated: float
+    """Share of responses that ran out of room."""
+    unjudged: int
+    """Responses that the reward function could not judge, counted as wrong."""
+    rollouts: tuple[Rollout, ...]
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            **{f"test/pass@{k}": estimate.mean for k, estimate in self.pass_at.items()},
+            "test/entropy": self.entropy.mean, "test/length": self.length, "test/truncated": self.truncated,
+            "test/unjudged": float(self.unjudged),
+        }
+
+
+def evaluate(
+    engine: Engine, prompts: Sequence[Prompt], reward: RewardFunction, how: Evaluation, *, max_tokens: int, seed: int
+) -> Result:
+    """Sample every prompt, judge, count. A response is right when its reward is above 0.5."""
+    prompts = prompts[: how.prompts]
+    requests = [
+        Request(prompt, key=i * how.samples + j, sampling=how.sampling, max_tokens=max_tokens)
+        for i, prompt in enumerate(prompts)
+        for j in range(how.samples)
+    ]
+    rollouts, unjudged = score(engine.sample(requests, seed), reward, engine.tokenizer)
+    correct = [
+        sum((r.reward or 0.0) > 0.5 for r in rollouts[i * how.samples : (i + 1) * how.samples]) for i in range(len(prompts))
+    ]
+    counts = [(how.samples, c) for c in correct]
+    ks = [k for k in (2**i for i in range(20)) if k < how.samples] + [how.samples]
+    lengths = [len(r) for r in rollouts]
+    surprise = [-sum(r.spans[-1].log_probs or [0.0]) for r in rollouts]
+    mean_length = sum(lengths) / len(lengths)
+    return Result(
+        pass_at={k: mean_pass_at_k(counts, k) for k in ks},
+        entropy=bootstrap([s / mean_length for s in surprise], resamples=200),
+        length=mean_length,
+        truncated=sum(r.finish == "length" for r in rollouts) / len(rollouts),
+        unjudged=unjudged,
+        rollouts=tuple(rollouts),
+    )

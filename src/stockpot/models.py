@@ -1,0 +1,77 @@
+"""Loading models and tokenizers, with errors that name the cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stockpot.types import StockpotError
+
+
+def pick_device(wish: str) -> torch.device:
+    """The device asked for, or the best there is: cuda, then mps, then cpu."""
+    if wish != "auto":
+        if wish == "cuda" and not torch.cuda.is_available():
+            raise StockpotError("--device cuda: PyTorch sees no CUDA device here; use --device cpu.")
+        if wish == "mps" and not torch.backends.mps.is_available():
+            raise StockpotError("--device mps: PyTorch sees no Apple GPU here; use --device cpu.")
+        return torch.device(wish)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_model(name: str, device: torch.device) -> Any:
+    """A causal language model from a folder or a hub id, in float32 master weights, every one of them finite."""
+    from transformers import AutoModelForCausalLM
+
+    model = _load(AutoModelForCausalLM, name, dtype=torch.float32)
+    model.to(device)
+    check_finite(model, name)
+    return model
+
+
+def load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, name)
+
+
+def check_finite(model: Any, name: str) -> None:
+    """Refuse weights that are not numbers before they spoil a run."""
+    for parameter_name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise StockpotError(
+                f"the weights of {name} are not finite ({parameter_name}): take an earlier checkpoint, or lower the "
+                "learning rate that made it."
+            )
+
+
+def _load(kind: Any, name: str, **options: Any) -> Any:
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    if looks_local and not (Path(name).expanduser() / "config.json").is_file():
+        raise StockpotError(f"there is no model in {name}: a folder with a config.json is needed (or a hub id).")
+    try:
+        return kind.from_pretrained(name, **options)
+    except Exception as error:  # transformers raises many kinds; all of them mean that there is no model here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StockpotError(f"cannot load {name}: {reason}") from error
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's and those of the generation config."""
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = {tokenizer.eos_token_id, *(listed if isinstance(listed, (list, tuple)) else [listed])} - {None}
+    if not found:
+        raise StockpotError("neither the tokenizer nor the generation config names a stop token (eos_token_id).")
+    return tuple(sorted(found))
+
+
+def vocabulary_of(tokenizer: Any) -> str:
+    """A fingerprint of a tokenizer: token ids of one mean nothing to another."""
+    import hashlib
+
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:16]

@@ -1,0 +1,73 @@
+"""pass@k without bias, and intervals for it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % interval.
+
+    >>> print(Estimate(0.5, 0.25, 0.75))
+    0.500 [0.250, 0.750]
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """The chance that k of the samples, drawn without replacement, hold a right one (Chen et al., arXiv 2107.03374).
+
+    1 - C(n - c, k) / C(n, k), as a product so that nothing overflows.
+
+    >>> pass_at_k(4, 1, 4)
+    1.0
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"k must lie in 1..{samples}, not {k}")
+    if samples - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / n for n in range(samples - correct + 1, samples + 1))
+
+
+def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """pass@k over problems given as (samples, correct), with a bootstrap interval over problems."""
+    return bootstrap([pass_at_k(samples, correct, k) for samples, correct in counts], resamples=resamples, seed=seed)
+
+
+def bootstrap(values: Sequence[float], *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Mean and 95 % percentile bootstrap interval: for many values, such as problems."""
+    rng = random.Random(seed)
+    n = len(values)
+    means = sorted(math.fsum(rng.choices(values, k=n)) / n for _ in range(resamples))
+    return Estimate(math.fsum(values) / n, means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))])
+
+
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % t interval: for few values, such as seeds. One value has no interval, and gets an infinite one.
+
+    >>> print(over_seeds([0.0, 1.0]))
+    0.500 [-5.853, 6.853]
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Estimate(mean, -math.inf, math.inf)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    reach = (STUDENT_T[n - 2] if n - 2 < len(STUDENT_T) else 1.96 + 2.5 / (n - 1)) * spread
+    return Estimate(mean, mean - reach, mean + reach)

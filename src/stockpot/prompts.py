@@ -1,0 +1,67 @@
+"""Rows of a task -> prompts in tokens, checked once before anything is trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stockpot.tasks.base import Split, Task
+from stockpot.types import Prompt, StockpotError
+
+
+def load_prompts(task: Task, split: Split, tokenizer: Any, *, context: int, max_tokens: int) -> list[Prompt]:
+    """Every prompt of a split, tokenised here and nowhere else. `context` is the model's; 0 when it has no limit."""
+    rows = task.rows(split)
+    if not rows:
+        raise StockpotError(f"the {split} split of {type(task).__name__} has no prompts.")
+    prompts = [to_prompt(row, tokenizer, number) for number, row in enumerate(rows)]
+    longest = max(prompts, key=lambda prompt: len(prompt.tokens))
+    if context and len(longest.tokens) + max_tokens > context:
+        raise StockpotError(
+            f"a prompt has {len(longest.tokens)} tokens and a response may have {max_tokens}, but the model's context "
+            f"is {context}: lower --max-tokens or drop long prompts (the longest is {longest.key})."
+        )
+    return prompts
+
+
+def to_prompt(row: Mapping[str, Any], tokenizer: Any, number: int) -> Prompt:
+    """One row, plain or conversational, as TRL has them."""
+    if "prompt" not in row:
+        raise StockpotError(f"row {number} of the dataset has no column `prompt` (it has {', '.join(map(str, row))}).")
+    asked = row["prompt"]
+    if isinstance(asked, str):
+        text = asked
+        ids = tokenizer(text)["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        text = json.dumps(asked, ensure_ascii=False)
+    if not text.strip() or not ids:
+        raise StockpotError(f"row {number} of the dataset has an empty prompt.")
+    columns = {name: value for name, value in row.items() if name != "prompt"}
+    key = str(row["id"]) if "id" in row else hashlib.sha256(json.dumps([text, columns], default=str).encode()).hexdigest()[:12]
+    return Prompt(key, ids, text, columns | ({} if isinstance(asked, str) else {"prompt": asked}))
+
+
+def pick(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
+    """The prompts of a step: the dataset shuffled anew each time round, and no state but the step's number."""
+    chosen = []
+    for place in range(step * count, (step + 1) * count):
+        epoch, index = divmod(place, len(prompts))
+        chosen.append(prompts[_order(len(prompts), epoch, seed)[index]])
+    return chosen
+
+
+_orders: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _order(size: int, epoch: int, seed: int) -> list[int]:
+    key = (size, epoch, seed)
+    if key not in _orders:
+        _orders.clear() if len(_orders) > 4 else None
+        order = list(range(size))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        _orders[key] = order
+    return _orders[key]

@@ -1,0 +1,80 @@
+"""What is added to any algorithm's loss: an entropy bonus, and a KL that holds the policy near a reference.
+
+Both are averaged over the update's trained tokens, and both are exactly nothing at coefficient 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from stockpot import ops
+from stockpot.types import Batch, StockpotError
+
+
+@dataclass(frozen=True)
+class EntropyBonus:
+    """loss_t = -coefficient * H_t, the entropy of the policy's next-token distribution at sampling temperature (T1)."""
+
+    coefficient: float = 0.0
+    """Weight; T1 uses one but does not state it, so there is no default but off."""
+
+    def term(self, entropy: Tensor) -> Tensor:
+        return -self.coefficient * entropy
+
+
+@dataclass(frozen=True)
+class KL:
+    """Holds the policy near a reference: frozen at the start, or an exponential moving average of the policy.
+
+    Three estimators (see `ops.kl`) and two ways to use them, since differentiating an estimate is not estimating a
+    gradient:
+
+    in the loss (k2, k3):  loss_t = coefficient * k(log pi - log ref), differentiated as it stands; k2's gradient is
+    the KL's on fresh tokens, k3's (GRPO's choice) is the gradient of KL(ref || pi) to first order;
+    in the advantage (k1, or any when `centred`):  A_i -= coefficient * d_i, d_i = the sum of k over the rollout's
+    tokens. `centred` subtracts the mean of d over the prompt's rollouts (T1's normalised KL, arXiv 2501.11651).
+
+    k1 is never put into the loss: there its gradient is noise around zero.
+    """
+
+    coefficient: float = 0.0
+    """Weight; T1 uses 2e-4 (centred)."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Which estimate of the KL."""
+    centred: bool = False
+    """Compare a rollout's KL with its group's mean, as an advantage."""
+    reference: Literal["frozen", "ema"] = "frozen"
+    """The policy at the start, or its moving average."""
+    rate: float = 0.01
+    """EMA: share of the policy that flows into the reference at each move (ours: T1 states none)."""
+    every: int = 1
+    """EMA: steps between moves."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1 or self.every < 1:
+            raise StockpotError("kl.rate must lie in 0..1 and kl.every must be at least 1.")
+
+    @property
+    def active(self) -> bool:
+        return self.coefficient != 0.0
+
+    @property
+    def in_advantage(self) -> bool:
+        """Whether it changes advantages, for which the policy's own log-probs are needed before the update."""
+        return self.active and (self.centred or self.estimator == "k1")
+
+    def credit(self, log_probs: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
+        """What to add to the advantages of one group, from the log-probs of each of its rollouts' tokens."""
+        sums = [float(ops.kl(p, r, self.estimator).sum()) for p, r in zip(log_probs, reference, strict=True)]
+        base = sum(sums) / len(sums) if self.centred else 0.0
+        return [-self.coefficient * (d - base) for d in sums]
+
+    def term(self, log_probs: Tensor, batch: Batch) -> Tensor:
+        """Per-token terms [N] for the loss; only for the two estimators that belong there."""
+        if batch.reference_log_probs is None:
+            raise StockpotError("the KL needs the reference's log-probs in the batch.")
+        return self.coefficient * ops.kl(log_probs, batch.reference_log_probs, self.estimator)

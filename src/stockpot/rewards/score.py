@@ -1,0 +1,52 @@
+"""Rollouts -> rollouts with a reward, through any reward function of TRL's shape, sync or async."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from stockpot.types import Rollout, StockpotError
+
+RewardFunction = Callable[..., Any]
+"""`f(prompts, completions, **columns) -> list of floats`, as TRL calls it; None stands for "cannot tell"."""
+
+
+def score(rollouts: Sequence[Rollout], reward: RewardFunction, tokenizer: Any) -> tuple[list[Rollout], int]:
+    """Rollouts with their rewards, and how many the function could not judge: those get 0 and are counted.
+
+    A conversational prompt is answered by a conversational completion. Text is made here from the token ids and is
+    never turned back into ids.
+    """
+    if not rollouts:
+        return [], 0
+    texts = tokenizer.batch_decode([list(r.tokens) for r in rollouts], skip_special_tokens=True)
+    chats = ["prompt" in r.prompt.columns for r in rollouts]
+    prompts = [r.prompt.columns["prompt"] if chat else r.prompt.text for r, chat in zip(rollouts, chats, strict=True)]
+    completions = [[{"role": "assistant", "content": t}] if chat else t for t, chat in zip(texts, chats, strict=True)]
+    names = [name for name in rollouts[0].prompt.columns if name != "prompt"]
+    columns = {name: [r.prompt.columns.get(name) for r in rollouts] for name in names}
+    try:
+        values = reward(prompts, completions, **columns)
+        if inspect.isawaitable(values):
+            values = asyncio.run(_finish(values))
+        values = list(values)
+    except StockpotError:
+        raise
+    except Exception as error:
+        raise StockpotError(
+            f"the reward function {getattr(reward, '__qualname__', reward)} raised {type(error).__name__}: {error}; "
+            "it must give every completion a number."
+        ) from error
+    if len(values) != len(rollouts):
+        raise StockpotError(f"the reward function gave {len(values)} numbers for {len(rollouts)} completions.")
+    numbers = [None if value is None or not math.isfinite(float(value)) else float(value) for value in values]
+    scored = [replace(r, reward=value or 0.0) for r, value in zip(rollouts, numbers, strict=True)]
+    return scored, sum(value is None for value in numbers)
+
+
+async def _finish(values: Any) -> Any:
+    return await values

@@ -1,0 +1,416 @@
+"""The reference sampler: batched decoding of any `AutoModelForCausalLM`, with an own key-value cache.
+
+Three things make it fast. The cache is allocated once and written in place, where transformers concatenates a new
+one for every token. Rows that finish leave: the last live rows move into their places, so no step computes
+tokens that nobody wants, and waiting requests take the room. And equal contexts are read once: K samples of one
+prompt cost one prefill.
+
+All rows write the same column of the cache, so a row of context length n begins n columns to the left of where it
+was admitted, and what lies before that is masked. The last token of a context is left to the first decoding step:
+then there is only one place where tokens are drawn.
+
+The random numbers are a hash of (seed, request key, index of the token in the response). No generator has a
+state, so a request gets the same tokens in any batch and order, up to rounding in the logits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from stockpot.ops import process_logits
+from stockpot.samplers.base import Sampler
+from stockpot.types import Author, Request, Rollout, Sampling, Span, StockpotError
+
+PREFILL_TOKENS = 2048
+"""Tokens of one prefill pass: enough to fill the cores, few enough to stay in their caches; bounds the memory."""
+DEAD_SHARE = 1 / 16
+"""Finished rows leave once they are this share of the batch: moving a row costs about as much as decoding one token."""
+ROOM_SHARE = 1 / 4
+"""Waiting requests come in once this share of the rows is free: small prefills are slow."""
+
+
+class TorchSampler(Sampler):
+    """Decodes with a torch model, which may be trained between calls: nothing of it is copied.
+
+    `author` signs the new spans; set it whenever the policy moves on. `stop_tokens` end a response and are part of
+    it. `max_rows` bounds the memory, to that many rows of the longest context and response (twice the response's
+    room when there are more requests than rows).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, author: Author, stop_tokens: Sequence[int], pad: int = 0, max_rows: int = 256
+    ) -> None:
+        self.model, self.author, self.pad, self.max_rows = model, author, pad, max_rows
+        self.stop_tokens = frozenset(stop_tokens)
+        self._config = model.config.get_text_config(decoder=True)
+        self._layers = _layers(model)
+        if max_rows < 1:
+            raise StockpotError(f"max_rows must be 1 or more, not {max_rows}.")
+
+    @torch.inference_mode()
+    def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
+        """Decode all requests; rollouts come back in their order."""
+        if not requests:
+            return []
+        contexts = [self._context(request) for request in requests]
+        with _ready(self.model, self._config):
+            rows = _Rows(self, requests, contexts, seed)
+            rows.turnover()
+            while rows.count:
+                rows.step()
+                if rows.steps % rows.lag == 0:
+                    rows.turnover()
+        return [self._rollout(*item) for item in zip(requests, *rows.drawn(), strict=True)]
+
+    def _context(self, request: Request) -> array[int]:
+        """What the model reads before the first new token: the prompt and the prefix, found fit to be continued."""
+        context, name = array("i", request.prompt.tokens), f"prompt {request.prompt.key!r}"
+        if not context:
+            raise StockpotError(f"{name} is empty: a model needs at least one token to continue.")
+        longest, limit = len(context) + request.max_tokens, self._config.max_position_embeddings
+        for span in request.prefix:
+            context.extend(span.tokens)
+        length = len(context) - len(request.prompt.tokens)
+        if length >= request.max_tokens:
+            raise StockpotError(f"{name}: a prefix of {length} tokens leaves no room in max_tokens={request.max_tokens}.")
+        if longest > limit:
+            raise StockpotError(f"{name}: prompt and max_tokens make {longest} tokens, but the model reads {limit}.")
+        if length and context[-1] in self.stop_tokens:
+            raise StockpotError(f"{name}: the prefix already ends with a stop token; cut it before that.")
+        if not 0 <= min(context) <= max(context) < self._config.vocab_size:
+            raise StockpotError(f"{name} has token ids outside the model's vocabulary of {self._config.vocab_size}.")
+        return context
+
+    def _rollout(self, request: Request, tokens: list[int], log_probs: list[float]) -> Rollout:
+        span = Span(self.author, tokens, log_probs, sampling=request.sampling)
+        finish = "stop" if tokens[-1] in self.stop_tokens else "length"
+        return Rollout(request.prompt, (*request.prefix, span), finish=finish)
+
+
+class _Rows:
+    """The rows being decoded, the requests that wait for one, and what has been drawn so far."""
+
+    def __init__(
+        self, sampler: TorchSampler, requests: Sequence[Request], contexts: list[array[int]], seed: int
+    ) -> None:
+        self.model, self.windows, self.pad, self.contexts = sampler.model, dict(sampler._layers), sampler.pad, contexts
+        device, self.most = self.model.device, min(sampler.max_rows, len(requests))
+        rooms = [r.max_tokens - len(c) + len(r.prompt.tokens) for r, c in zip(requests, contexts, strict=True)]
+        self.waiting = sorted(range(len(requests)), key=lambda i: (len(contexts[i]), contexts[i].tobytes()))
+        self.samplings = list(dict.fromkeys(request.sampling for request in requests))
+        fields = [
+            [*range(len(requests))],
+            [context[-1] for context in contexts],
+            [1 - len(context) for context in contexts],
+            rooms,
+            [r.max_tokens - room for r, room in zip(requests, rooms, strict=True)],
+            [self.samplings.index(request.sampling) for request in requests],
+            [_signed(request.key) for request in requests],
+        ]
+        self.fields = torch.tensor(fields, device=device)
+        self.fields[6] = _mix(self.fields[6] ^ _mix(torch.tensor(_signed(seed), device=device)))
+        self.state = self.fields.new_zeros(len(fields), self.most)
+        """One column per row: request, last token, first cache column, room left, index of the next token in the
+        response, sampling setup, random base."""
+        self.count = 0
+        width, room = len(contexts[self.waiting[-1]]) - 1, max(rooms)
+        self.lag = 1 if device.type == "cpu" else 8  # steps between looks at who is done: a look waits for the device
+        self.columns = width + room * (1 + (len(requests) > self.most)) + self.lag
+        self.cache = _Cache(self.most, self.columns, len(sampler._layers))
+        self.cache.begin = self.cache.end = width
+        self.places = torch.arange(self.columns, device=device)
+        stops = [token for token in sampler.stop_tokens if 0 <= token < sampler._config.vocab_size]
+        self.stops = torch.zeros(sampler._config.vocab_size, dtype=torch.bool, device=device)
+        self.stops[stops] = True
+        self.limit = sampler._config.max_position_embeddings
+        self.steps = 0
+        self.trace: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def turnover(self) -> None:
+        """Finished rows leave and waiting requests come in, where enough of them make it worth it."""
+        live = self.state[3, : self.count] > 0
+        kept = int(live.sum())
+        admit = self.waiting and self.most - kept >= self.most * ROOM_SHARE
+        if not admit and kept and self.count - kept <= self.count * DEAD_SHARE:
+            return
+        holes = (~live[:kept]).nonzero().squeeze(1)
+        movers = live[kept:].nonzero().squeeze(1) + kept
+        self.state[:, holes] = self.state[:, movers]  # the last live rows: as little is copied as can be
+        self.cache.move(movers, holes)
+        self.count = kept
+        if admit:
+            self._admit()
+        if self.count:
+            self._arrange()
+
+    def _admit(self) -> None:
+        """Fill the free rows, longest contexts first, so that those read together are of similar length."""
+        widest = len(self.contexts[self.waiting[-1]]) - 1
+        first = int(self.state[2, : self.count].min()) if self.count else self.cache.end
+        distance = min(first, self.cache.end - widest)  # columns that no row needs any more
+        self.cache.slide(distance, self.count)
+        self.state[2, : self.count] -= distance
+        while self.waiting and self.count < self.most:
+            chunk: list[tuple[int, int]] = []
+            unique: dict[bytes, int] = {}
+            width = len(self.contexts[self.waiting[-1]]) - 1
+            while self.waiting and self.count + len(chunk) < self.most:
+                key = self.contexts[self.waiting[-1]].tobytes()
+                if key not in unique and unique and (len(unique) + 1) * width > PREFILL_TOKENS:
+                    break
+                chunk.append((self.waiting.pop(), unique.setdefault(key, len(unique))))
+            self._prefill(chunk, list(unique), width)
+
+    def _prefill(self, chunk: list[tuple[int, int]], unique: list[bytes], width: int) -> None:
+        """Give rows to `chunk` (request, index of its context in `unique`); read the contexts less their last tokens."""
+        device, rows = self.model.device, slice(self.count, self.count + len(chunk))
+        indices, expand = torch.tensor(chunk, device=device).unbind(1)
+        self.state[:, rows] = self.fields[:, indices]
+        self.state[2, rows] += self.cache.end
+        self.count = rows.stop
+        if width == 0:
+            return
+        bodies = [array("i", data)[:-1].tolist() for data in unique]
+        ids = torch.tensor([[self.pad] * (width - len(body)) + body for body in bodies], device=device)
+        starts = torch.tensor([width - len(body) for body in bodies], device=device)[:, None, None]
+        at = self.places[:width]
+        query, key = at[:, None], at
+        masks = {}
+        for name, window in self.windows.items():
+            seen = (key <= query) & (key > query - (window or self.columns)) & (key >= starts)
+            masks[name] = self._additive(seen | (key == query))  # padding sees itself: no empty softmax
+        self.cache.target, self.cache.expand = rows, expand
+        self._forward(ids, masks, (at - starts[:, 0]).clamp_(min=0))
+        self.cache.expand = None
+
+    def step(self) -> None:
+        """One token for every row."""
+        cache, count = self.cache, self.count
+        request, last, start, room, index, _, base = self.state[:, :count]
+        cache.target, column = slice(count), cache.end
+        cache.end += 1
+        masks = {}
+        for name, window in self.windows.items():
+            if window and column >= window:
+                self.masks[name][..., column - window] = self.lowest
+            masks[name] = self.masks[name][..., cache.begin : cache.end]
+        positions = (column - start).clamp_(max=self.limit - 1)  # a finished row may linger for some steps
+        logits = self._forward(last[:, None], masks, positions[:, None])
+        live = room > 0
+        tokens, log_probs = self._draw(logits, _uniform(base, index))
+        self.trace.append((request.clone(), tokens, log_probs, live))
+        last.copy_(tokens)
+        index += 1
+        room -= 1
+        room.masked_fill_(self.stops[tokens], 0)
+        self.steps += 1
+
+    def _draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """A token and its log-prob per row, the rows of each sampling setup together."""
+        if len(self.setups) == 1:
+            return _choose(logits, self.setups[0][0], uniform)
+        tokens, log_probs = torch.empty_like(uniform, dtype=torch.long), torch.empty_like(logits[:, 0])
+        for sampling, rows in self.setups:
+            tokens[rows], log_probs[rows] = _choose(logits[rows], sampling, uniform[rows])
+        return tokens, log_probs
+
+    def _forward(self, ids: Tensor, masks: dict[str, Tensor], positions: Tensor) -> Tensor:
+        mask: Any = masks if len(masks) > 1 else next(iter(masks.values()))
+        output = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _arrange(self) -> None:
+        """Work out what depends on which rows there are: the window on the cache, masks, rows of each setup."""
+        starts, setups = self.state[2, : self.count], self.state[5, : self.count]
+        self.cache.begin = int(starts.min())
+        self.masks = {}
+        for name, window in self.windows.items():
+            since = self.cache.end - window if window else -1
+            self.masks[name] = self._additive(((self.places >= starts[:, None]) & (self.places > since))[:, None])
+        self.setups: list[tuple[Sampling, Tensor]] = []
+        for i, sampling in enumerate(self.samplings):
+            rows = (setups == i).nonzero().squeeze(1) if len(self.samplings) > 1 else starts
+            if len(rows):
+                self.setups.append((sampling, rows))
+
+    @property
+    def lowest(self) -> float:
+        return torch.finfo(self.model.dtype).min
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        """[rows, queries, columns] of yes and no -> what is added to attention scores, the same for all heads."""
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+        return mask.masked_fill_(~seen, self.lowest)[:, None]
+
+    def drawn(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Tokens and log-probs of every request, in the order of the requests."""
+        request, tokens, log_probs, live = (torch.cat(parts) for parts in zip(*self.trace, strict=True))
+        request, tokens, log_probs = request[live], tokens[live], log_probs[live]
+        if not log_probs.isfinite().all():
+            raise StockpotError("the model's logits are not finite: its weights hold NaN or infinity.")
+        order = request.argsort(stable=True)
+        sizes = request.bincount().tolist()
+        cut_tokens, cut_log_probs = tokens[order].split(sizes), log_probs[order].split(sizes)
+        return [part.tolist() for part in cut_tokens], [part.tolist() for part in cut_log_probs]
+
+
+class _Cache(Cache):
+    """Keys and values [rows, heads, columns, size] per layer; `begin`..`end` are the columns in use."""
+
+    def __init__(self, rows: int, columns: int, layers: int) -> None:
+        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        self.rows, self.columns, self.begin, self.end = rows, columns, 0, 0
+        self.target = slice(0)
+        """The rows that the model is run for."""
+        self.expand: Tensor | None = None
+        """While contexts are read: which of them each target row continues."""
+
+    def move(self, source: Tensor, to: Tensor) -> None:
+        for store in self._stores() if len(to) else ():
+            store[to, :, self.begin : self.end] = store[source, :, self.begin : self.end]
+
+    def slide(self, distance: int, rows: int) -> None:
+        self.end -= distance
+        for store in self._stores() if distance and rows else ():
+            store[:rows, :, : self.end] = store[:rows, :, distance : self.end + distance].clone()
+
+    def _stores(self) -> Iterator[Tensor]:
+        return (store for layer in self.layers for store in (layer.keys, layer.values) if store is not None)
+
+
+class _Layer(CacheLayerMixin):
+    """One layer of a `_Cache`. A decoding step reads views of it; a prefill reads only itself."""
+
+    def __init__(self, cache: _Cache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, columns = self.cache.rows, self.cache.columns
+        for name, states in (("keys", key_states), ("values", value_states)):  # zeros: 0 x garbage could be NaN
+            setattr(self, name, states.new_zeros(rows, states.shape[1], columns, states.shape[3]))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        cache, expand = self.cache, self.cache.expand
+        rows, end, new = cache.target, cache.end, slice(cache.end - key_states.shape[2], cache.end)
+        self.keys[rows, :, new] = key_states if expand is None else key_states[expand]
+        self.values[rows, :, new] = value_states if expand is None else value_states[expand]
+        if expand is not None:
+            return key_states, value_states
+        return self.keys[rows, :, cache.begin : end], self.values[rows, :, cache.begin : end]
+
+    def get_seq_length(self) -> int:
+        return self.cache.end - self.cache.begin
+
+    def get_max_length(self) -> int:
+        return self.cache.columns
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length(), 0
+
+
+def _layers(model: PreTrainedModel) -> list[tuple[str, int | None]]:
+    """Kind and sliding window (None: sees everything) of every layer; the models we cannot decode are refused here."""
+    config, name = model.config.get_text_config(decoder=True), type(model).__name__
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # what a LoRA adapter wraps
+    kinds = getattr(config, "layer_types", None)
+    layers = []
+    for i, layer in enumerate(DynamicCache(config=config).layers):
+        kind = kinds[i] if kinds else type(layer).__name__
+        if kind == "chunked_attention" or type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise StockpotError(f"{name} has {kind} layers, which TorchSampler cannot decode: use another sampler.")
+        layers.append((kind, getattr(layer, "sliding_window", None)))
+    if config.is_encoder_decoder or "position_ids" not in inspect.signature(inner.forward).parameters:
+        raise StockpotError(f"{name} is no decoder that takes position_ids: TorchSampler cannot batch it.")
+    return layers
+
+
+@contextmanager
+def _ready(model: PreTrainedModel, config: Any) -> Iterator[None]:
+    """The model as decoding wants it, and afterwards as it was: evaluation mode, an attention that takes our masks."""
+    training = [module for module in model.modules() if module.training]
+    attention = config._attn_implementation
+    model.eval()
+    if attention == "sdpa" or "flash" in attention or "flex" in attention:
+        config._attn_implementation = "stockpot"
+    try:
+        yield
+    finally:
+        config._attn_implementation = attention
+        for module in training:
+            module.training = True
+
+
+def _attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """One query per row against views of the cache, in two batched products; anything else is left to SDPA.
+
+    On a CPU this takes three quarters of SDPA's time. Half precision needs SDPA's float32 sums.
+    """
+    rows, heads, length, size = query.shape
+    plain = kwargs.get("position_bias") is None and attention_mask is not None and attention_mask.shape[1] == 1
+    if length > 1 or query.is_cuda or query.dtype.itemsize < 4 or not plain:
+        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return result
+    kv_heads, columns = key.shape[1:3]
+    grouped = query.reshape(rows * kv_heads, heads // kv_heads, size)
+    scores = torch.bmm(grouped, key.flatten(0, 1).transpose(1, 2)).mul_(kwargs.get("scaling") or size**-0.5)
+    scores = scores.view(rows, kv_heads, -1, columns).add_(attention_mask).softmax(dim=-1)
+    output = torch.bmm(scores.view(rows * kv_heads, -1, columns), value.flatten(0, 1))
+    return output.view(rows, 1, heads, -1), None
+
+
+AttentionInterface.register("stockpot", _attend)
+AttentionMaskInterface.register("stockpot", sdpa_mask)
+
+
+def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [rows] by inversion of the distribution function at `uniform`, and their processed log-probs."""
+    logits = process_logits(logits, sampling)
+    normaliser = logits.logsumexp(dim=-1)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1), normaliser - normaliser  # 0, or NaN if the logits are not finite
+    below = (logits - normaliser[:, None]).exp().cumsum(dim=-1, dtype=torch.float64)
+    tokens = torch.searchsorted(below, (uniform * below[:, -1])[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
+    return tokens.squeeze(1), logits.gather(1, tokens).squeeze(1) - normaliser
+
+
+def _uniform(base: Tensor, index: Tensor) -> Tensor:
+    """The random number in [0, 1) of token `index` of a row: 52 bits, so that even times a total of 1 it stays below."""
+    return _shift(_mix(base + (index + 1) * -0x61C8864680B583EB), 12).double() * 2.0**-52
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The output function of splitmix64 (Steele, Lea and Flood 2014) in wrapping int64."""
+    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Shift to the right with zeros coming in, which int64 alone does not do."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    """Any integer as 64 bits in two's complement."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,0 +1,37 @@
+"""What a task is: prompts, and a reward for what is written after them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+Split = Literal["train", "test"]
+
+
+class Task(ABC):
+    """Rows and a reward, both in TRL's conventions: a `prompt` column (text or messages), any columns beside it."""
+
+    @abstractmethod
+    def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
+        """All rows of a split, the same at every call. `prompt` is asked; the other columns go to the reward."""
+
+    @abstractmethod
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+        """One number per completion. Total: whatever a policy writes gets a number, soon."""
+
+
+class EmbeddedTask(Task):
+    """A task that needs nothing from outside: it brings its own tokenizer, model shape and demonstrations."""
+
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer made on the spot."""
+
+    @abstractmethod
+    def model_config(self) -> Any:
+        """The transformers config of a model small enough for a laptop."""
+
+    @abstractmethod
+    def demonstrations(self, seed: int) -> Iterator[tuple[str, str]]:
+        """Endless (prompt, response) pairs for the supervised start, all by the generator; none from the test split."""

@@ -1,0 +1,184 @@
+"""Countdown, embedded: make a target from three numbers by trial and error.
+
+    3 5 8 make 55 :   8 + 3 = 11 , 11 + 5 = 16 no   8 + 3 = 11 , 11 * 5 = 55 yes   answer ( 8 + 3 ) * 5
+
+A response tries, checks, says "no", tries again, and answers: the kind of trace that T1 (arXiv 2501.11651) starts from,
+written here by a generator instead of a large model. The generator's arithmetic is right and its search is poor: it
+tries at random and often gives up, so there is something for reinforcement learning to find.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from stockpot.tasks.base import EmbeddedTask, Split
+from stockpot.types import StockpotError
+
+WORDS = ("<pad>", "<stop>", "make", ":", "+", "-", "*", "=", ",", "(", ")", "no", "yes", "answer")
+LARGEST = 99
+"""No intermediate result may exceed it, so that every number is one token."""
+
+Attempt = tuple[int, str, int, int, str, int]
+"""(a, op, b, x, op, y): first a op b, then x op y, where one of x and y is the first result and the other the number left."""
+
+
+@dataclass(frozen=True)
+class Countdown(EmbeddedTask):
+    """Three numbers, a target, and as many attempts as there is room for."""
+
+    largest: int = 9
+    """The numbers given are drawn from 1 to this."""
+    train_prompts: int = 512
+    """How many prompts RL goes round; a prompt met again is one that the history knows."""
+    test_prompts: int = 256
+    """How many held-out prompts evaluation uses; none of them is ever taught or trained."""
+    give_up: float = 0.35
+    """The teacher's chance to give up after each failed attempt and to answer wrongly: what RL can unlearn."""
+    max_attempts: int = 6
+    """The teacher's patience at most."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.largest <= 20:
+            raise StockpotError("task.largest must lie in 2..20.")
+        if not 0 <= self.give_up <= 1 or self.max_attempts < 1:
+            raise StockpotError("task.give_up must lie in 0..1 and task.max_attempts must be at least 1.")
+        if self.train_prompts < 1 or self.test_prompts < 1:
+            raise StockpotError("task.train_prompts and task.test_prompts must be at least 1.")
+
+    def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
+        problems = _problems(self.largest)
+        if self.train_prompts + self.test_prompts > len(problems):
+            raise StockpotError(
+                f"countdown with numbers up to {self.largest} has {len(problems)} problems, fewer than "
+                f"train_prompts + test_prompts: lower those or raise task.largest."
+            )
+        test, rest = problems[: self.test_prompts], problems[self.test_prompts :]
+        chosen = test if split == "test" else rest[: self.train_prompts]
+        return [
+            {"prompt": question(numbers, target), "numbers": list(numbers), "target": target}
+            for numbers, target in chosen
+        ]
+
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+        """1 for an answer that uses every number once and makes the target, else 0."""
+        return [
+            float(right(completion, numbers, target))
+            for completion, numbers, target in zip(completions, columns["numbers"], columns["target"], strict=True)
+        ]
+
+    def tokenizer(self) -> Any:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        words = [*WORDS, *map(str, range(LARGEST + 1))]
+        inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<stop>")
+
+    def model_config(self) -> Any:
+        from transformers import Qwen3Config
+
+        return Qwen3Config(
+            vocab_size=128, hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=24, tie_word_embeddings=True, max_position_embeddings=256,
+            pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        )
+
+    def demonstrations(self, seed: int) -> Iterator[tuple[str, str]]:
+        rng = random.Random(seed)
+        taught = _problems(self.largest)[self.test_prompts :]
+        while True:
+            numbers, target = rng.choice(taught)
+            yield question(numbers, target), self._trace(numbers, target, rng)
+
+    def _trace(self, numbers: tuple[int, ...], target: int, rng: random.Random) -> str:
+        words: list[str] = []
+        for tried in range(1, self.max_attempts + 1):
+            attempt = random_attempt(numbers, rng)
+            found = result(attempt) == target
+            words += [steps(attempt), "yes" if found else "no"]
+            if found or tried == self.max_attempts or rng.random() < self.give_up:
+                break
+        return " ".join([*words, "answer", expression(attempt)])
+
+
+def question(numbers: Sequence[int], target: int) -> str:
+    return " ".join(map(str, numbers)) + f" make {target} :"
+
+
+def apply(a: int, op: str, b: int) -> int:
+    return a + b if op == "+" else a - b if op == "-" else a * b
+
+
+def attempts(numbers: Sequence[int]) -> Iterator[Attempt]:
+    """Every way to join three numbers two at a time without leaving 0..LARGEST."""
+    for i, j in ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)):
+        a, b, left = numbers[i], numbers[j], numbers[3 - i - j]
+        for first in "+-*":
+            middle = apply(a, first, b)
+            for x, y in ((middle, left), (left, middle)):
+                for second in "+-*":
+                    if 0 <= middle <= LARGEST and 0 <= apply(x, second, y) <= LARGEST:
+                        yield a, first, b, x, second, y
+
+
+def random_attempt(numbers: Sequence[int], rng: random.Random) -> Attempt:
+    return rng.choice(_attempts(tuple(numbers)))
+
+
+@cache
+def _attempts(numbers: tuple[int, ...]) -> list[Attempt]:
+    return list(attempts(numbers))
+
+
+def result(attempt: Attempt) -> int:
+    return apply(*attempt[3:])
+
+
+def steps(attempt: Attempt) -> str:
+    a, first, b, x, second, y = attempt
+    return f"{a} {first} {b} = {apply(a, first, b)} , {x} {second} {y} = {result(attempt)}"
+
+
+def expression(attempt: Attempt) -> str:
+    a, first, b, x, second, y = attempt
+    middle = apply(a, first, b)
+    return f"( {a} {first} {b} ) {second} {y}" if x == middle else f"{x} {second} ( {a} {first} {b} )"
+
+
+def right(completion: Any, numbers: Sequence[int], target: int) -> bool:
+    """Whether what follows the last "answer" uses each number once and makes the target. Total: garbage is wrong."""
+    if not isinstance(completion, str):
+        return False
+    words = completion.rpartition("answer")[2].replace("<stop>", " ").split()
+    if len(words) != 7 or "answer" not in completion:
+        return False
+    if words[0] == "(" and words[4] == ")":
+        a, first, b, second, left, inner_first = words[1], words[2], words[3], words[5], words[6], True
+    elif words[2] == "(" and words[6] == ")":
+        left, second, a, first, b, inner_first = words[0], words[1], words[3], words[4], words[5], False
+    else:
+        return False
+    if not (a.isdigit() and b.isdigit() and left.isdigit() and first in "+-*" and second in "+-*"):
+        return False
+    if sorted(map(int, (a, b, left))) != sorted(numbers):
+        return False
+    middle = apply(int(a), first, int(b))
+    return apply(middle, second, int(left)) == target if inner_first else apply(int(left), second, middle) == target
+
+
+@cache
+def _problems(largest: int) -> list[tuple[tuple[int, ...], int]]:
+    """Every solvable problem with a target of at least 10, in one fixed order: the test split is its head."""
+    found = set()
+    for a in range(1, largest + 1):
+        for b in range(a, largest + 1):
+            for c in range(b, largest + 1):
+                found |= {((a, b, c), result(attempt)) for attempt in _attempts((a, b, c))}
+    problems = sorted(problem for problem in found if problem[1] >= 10)
+    random.Random(0).shuffle(problems)
+    return problems

@@ -1,0 +1,197 @@
+"""The loop: prompt -> prefix -> continuation -> reward -> advantage -> loss -> update -> history.
+
+History is read at the top of a step and written at its end; nothing else is shared and mutable. Everything random
+follows from (seed, step), so there is no generator to save: a run that was killed and resumed ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from stockpot import checkpoints, console, prompts
+from stockpot.config import Config, to_json
+from stockpot.engines.base import Engine, Lesson
+from stockpot.engines.local import LocalEngine
+from stockpot.evaluate import Result, evaluate
+from stockpot.history import History
+from stockpot.models import vocabulary_of
+from stockpot.record import Run
+from stockpot.rewards.score import score
+from stockpot.start import prepare
+from stockpot.types import Group, Prompt, Request, Rollout, Span
+
+
+def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
+    """Run `config` in `folder` from the start, or from the newest whole checkpoint, to its last step."""
+    torch.set_num_threads(config.threads)
+    run = Run.open(folder, config.loggers) if resume else Run.create(folder, to_json(config), config.loggers)
+    origin = prepare(config, folder / "start")
+    last = checkpoints.latest(run.checkpoints, console.tell)
+    begin = 0 if last is None else last.step
+    engine = LocalEngine(config, run.name, str(last.folder) if last else origin, origin, begin)
+    loop = Loop(config, engine, run)
+    with History.open(run.history, run=run.name, vocabulary=vocabulary_of(engine.tokenizer)) as history:
+        history.truncate(begin)
+        run.rewind(begin if last else -1)
+        if last is None:
+            loop.measure(0, {}, {})
+        with console.bar("training", config.steps, done=begin) as bar:
+            for now in range(begin, config.steps):
+                metrics, timings = loop.step(now, history)
+                shown = loop.measure(now + 1, metrics, timings)
+                bar.advance(**shown)
+    return run
+
+
+class Loop:
+    """One run's fixed parts, and the step that is repeated."""
+
+    def __init__(self, config: Config, engine: Engine, run: Run) -> None:
+        self.config, self.engine, self.run = config, engine, run
+        load = {"tokenizer": engine.tokenizer, "context": engine.context, "max_tokens": config.max_tokens}
+        self.train_prompts = prompts.load_prompts(config.task, "train", **load)
+        self.test_prompts = prompts.load_prompts(config.task, "test", **load)
+        self.last_score: dict[str, float] = {}
+
+    def step(self, now: int, history: History) -> tuple[dict[str, float], dict[str, float]]:
+        """Once along the arrow. `now` is the version of the policy that writes; returns metrics and seconds."""
+        config, clock = self.config, Clock()
+        with clock("prefix"):
+            asked = prompts.pick(self.train_prompts, now, config.prompts_per_step, config.seed)
+            prefixes = self.prefixes(asked, now, history)
+        with clock("continuation"):
+            requests = [
+                Request(prompt, key=i * config.group_size + j, prefix=prefixes[i][j] if j < len(prefixes[i]) else (),
+                        sampling=config.sampling, max_tokens=config.max_tokens)
+                for i, prompt in enumerate(asked)
+                for j in range(config.group_size)
+            ]
+            rollouts = self.engine.sample(requests, derive(config.seed, "continuation", now))
+        with clock("reward"):
+            rollouts, unjudged = score(rollouts, config.task.reward, self.engine.tokenizer)
+        with clock("advantage"):
+            lessons = self.lessons(group(asked, rollouts, config.group_size))
+        with clock("update"):
+            updates = [self.engine.learn(lesson, derive(config.seed, "update", now)) for lesson in lessons]
+            self.engine.advance(now + 1)
+        with clock("history"):
+            history.append(now, rollouts)
+        for update in updates:
+            if update.skipped:
+                console.tell(f"step {now + 1}: no update was made, {update.skipped}")
+        wanted = len(asked) * config.prefixes.wanted(config.group_size)
+        metrics = describe(rollouts, config.group_size) | average([update.metrics for update in updates])
+        metrics |= {"prefix/missing": float(wanted - sum(map(len, prefixes))), "reward/unjudged": float(unjudged)}
+        decoded = sum(len(r) - r.prefix_length for r in rollouts)
+        return metrics, clock.seconds | {"decoded_per_second": decoded / clock.seconds["continuation"]}
+
+    def prefixes(self, asked: Sequence[Prompt], now: int, history: History) -> list[list[tuple[Span, ...]]]:
+        """For each prompt, the prefixes that the first rollouts of its group begin with."""
+        versions = self.config.prefixes.versions(now)
+        if versions is None:
+            return [[] for _ in asked]
+        rng = random.Random(derive(self.config.seed, "prefix", now))
+        known = history.candidates([p.key for p in asked], oldest=versions[0], newest=versions[1])
+        chosen = [self.config.prefixes.choose(known.get(p.key, ()), self.config.group_size, rng) for p in asked]
+        stored = iter(history.read([id for ids in chosen for id in ids]))
+        cuts = [[self.config.prefixes.cut(next(stored), rng) for _ in ids] for ids in chosen]
+        return [[spans for spans in row if spans] for row in cuts]
+
+    def lessons(self, groups: Sequence[Group]) -> Iterator[Lesson]:
+        """Advantages of every group, dealt to the optimiser steps of this step; whole groups to each."""
+        config = self.config
+        size = len(groups) // config.updates_per_step
+        for first in range(0, len(groups), size):
+            part = groups[first : first + size]
+            rollouts = tuple(rollout for g in part for rollout in g.rollouts)
+            advantages = [a for g in part for a in config.algorithm.advantages(g)]
+            reference = tuple(self.engine.score(rollouts, "reference")) if config.kl.active else None
+            if reference is not None and config.kl.in_advantage:
+                policy = self.engine.score(rollouts, "policy")
+                starts = range(0, len(rollouts), config.group_size)
+                credit = [c for i in starts for c in config.kl.credit(
+                    policy[i : i + config.group_size], reference[i : i + config.group_size])]
+                advantages = [a + c for a, c in zip(advantages, credit, strict=True)]
+            numbers = tuple(first + i for i, g in enumerate(part) for _ in g.rollouts)
+            yield Lesson(rollouts, tuple(advantages), numbers, reference)
+
+    def measure(self, done: int, metrics: dict[str, float], timings: dict[str, float]) -> dict[str, float]:
+        """After `done` steps: evaluate and save when it is time, write the record, say what to show."""
+        config, clock = self.config, Clock()
+        every = config.evaluation.every
+        if done in (0, config.steps) or (every and done % every == 0):
+            with clock("evaluation"):
+                self.last_score = self.evaluate().metrics()
+            metrics = metrics | self.last_score
+        self.run.log(done, metrics, timings | clock.seconds)
+        if done in (0, config.steps) or done % config.checkpoint_every == 0:
+            checkpoints.write(self.run.checkpoints, done, metrics.get("test/pass@1"), self.engine.save)
+            checkpoints.prune(self.run.checkpoints, config.keep_checkpoints)
+        shown = {"reward": metrics.get("reward/mean", 0.0), "entropy": metrics.get("all/entropy", 0.0)}
+        return shown | {"held-out": self.last_score.get("test/pass@1", 0.0)}
+
+    def evaluate(self) -> Result:
+        """Held-out prompts, always with the same random numbers, so that two evaluations differ by the policy alone."""
+        seed = derive(self.config.seed, "evaluation")
+        return evaluate(self.engine, self.test_prompts, self.config.task.reward, self.config.evaluation,
+                        max_tokens=self.config.max_tokens, seed=seed)
+
+
+def group(asked: Sequence[Prompt], rollouts: Sequence[Rollout], size: int) -> list[Group]:
+    """Rollouts in the order of their requests -> the group of each prompt."""
+    return [Group(prompt, tuple(rollouts[i * size : (i + 1) * size])) for i, prompt in enumerate(asked)]
+
+
+def describe(rollouts: Sequence[Rollout], group_size: int) -> dict[str, float]:
+    """What the step's rollouts look like; `docs/metrics.md` explains each figure."""
+    rewards = [r.reward or 0.0 for r in rollouts]
+    heads = [r.prefix_length for r in rollouts]
+    old = [reward for reward, head in zip(rewards, heads, strict=True) if head]
+    new = [reward for reward, head in zip(rewards, heads, strict=True) if not head]
+    groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
+    metrics = {
+        "reward/mean": mean(rewards),
+        "reward/without_prefix": mean(new),
+        "reward/flat_groups": mean([float(min(g) == max(g)) for g in groups]),
+        "rollout/length": mean([len(r) for r in rollouts]),
+        "rollout/truncated": mean([float(r.finish == "length") for r in rollouts]),
+        "rollout/decoded": float(sum(len(r) for r in rollouts) - sum(heads)),
+        "prefix/share": len(old) / len(rollouts),
+        "prefix/tokens": float(sum(heads)),
+    }
+    return metrics | ({"reward/with_prefix": mean(old)} if old else {})
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the optimiser steps that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: mean([row[name] for row in rows if name in row]) for name in names}
+
+
+def derive(seed: int, *words: str | int) -> int:
+    """A seed of its own for each purpose and step."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *words)).encode()).digest()[:7], "big")
+
+
+class Clock:
+    """Seconds spent in each part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
