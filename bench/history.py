@@ -13,9 +13,11 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 from stockpot.history import History
 from stockpot.types import Author, Prompt, Rollout, Span
@@ -67,21 +69,21 @@ def long_store(path: Path, args: argparse.Namespace, chance: random.Random) -> N
     prompts = max(1, args.tokens // args.length // 16)
     with History.open(path, run="bench") as history:
         fill(history, "long", steps(prompts, 16, args.length, 512, chance))
-        print(f"  memory      {resident() - before:>+12.1f} MB after the appends (resident, over {before:.0f} MB before)")
+        print(f"  memory      {resident() - before:>+12.1f} MB after the appends (resident; {before:.0f} MB before)")
         summary, started = history.summary(), perf_counter()
         tokens = sum(len(rollout) for rollout in history.find())
         seconds = perf_counter() - started
         print(f"  stream      {tokens / seconds:>12,.0f} tokens/s through find")
         print(f"  memory      {resident() - before:>+12.1f} MB after streaming all of it")
         ids = [chance.randint(1, summary["rollouts"]) for _ in range(512)]
-        print(f"  read        {512 / median(times(5, lambda: history.read(ids))):>12,.0f} rollouts/s by id, 512 at a time")
-        started = perf_counter()
-        history.uses(ids)
-        print(f"  uses        {512 / (perf_counter() - started):>12,.0f} ids/s")
-    print(f"  size        {path.stat().st_size / summary['tokens']:>12.2f} bytes/token on disk (8 are the token and its log-prob)")
+        for name, call in (("read", history.read), ("uses", history.uses)):
+            seconds = median(times(5, partial(call, ids)))
+            print(f"  {name}        {len(ids) / seconds:>12,.0f} rollouts/s by id, {len(ids)} at a time")
+    size = path.stat().st_size / summary["tokens"]
+    print(f"  size        {size:>12.2f} bytes/token on disk (8 are the token and its log-prob)")
 
 
-def wide_store(path: Path, args: argparse.Namespace, chance: random.Random) -> float:
+def wide_store(path: Path, args: argparse.Namespace, chance: random.Random) -> tuple[int, float]:
     prompts = max(1, args.rollouts // args.each)
     with History.open(path, run="bench") as history:
         fill(history, "wide", steps(prompts, args.each, 4, 1000, chance))
@@ -89,24 +91,25 @@ def wide_store(path: Path, args: argparse.Namespace, chance: random.Random) -> f
         print(f"  size        {path.stat().st_size / 2**20:>12,.0f} MB")
         asked = min(1000, prompts)
         result = 0.0
-        for title, options in (
+        windows: tuple[tuple[str, dict[str, Any]], ...] = (
             ("16 newest each", {"per_prompt": 16}),
             ("16 newest each, older than half the run", {"per_prompt": 16, "newest": last // 2}),
             (f"all {args.each} each", {}),
-        ):
+        )
+        for title, options in windows:
             found = 0
 
-            def look_up(options: dict[str, int] = options) -> None:
+            def look_up(options: dict[str, Any] = options) -> None:
                 nonlocal found
                 keys = [f"prompt-{number}" for number in chance.sample(range(prompts), asked)]
-                found = sum(map(len, history.candidates(keys, **options).values()))
+                found = sum(len(rows) for rows in history.candidates(keys, **options).values())
 
             taken = times(args.repeat, look_up)
             result = median(taken)
             spread = f"{min(taken):.4f} .. {max(taken):.4f}"
-            print(f"  candidates  {result:>12.4f} s ({spread}, {args.repeat} times): {asked} prompts, {title}, {found:,} rows")
+            print(f"  candidates  {result:>12.4f} s ({spread}): {asked} prompts, {title}, {found:,} rows")
         print(f"  look-ups    {asked / result:>12,.0f} prompts/s, all {args.each} each")
-    return result
+    return asked, result
 
 
 def main() -> int:
@@ -119,8 +122,8 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         long_store(Path(folder, "long.sqlite"), args, random.Random(0))
-        seconds = wide_store(Path(folder, "wide.sqlite"), args, random.Random(1))
-    print(f"candidates of 1,000 prompts among {args.rollouts:,} rollouts, all {args.each} each, median seconds: {seconds:.4f}")
+        asked, seconds = wide_store(Path(folder, "wide.sqlite"), args, random.Random(1))
+    print(f"candidates of {asked:,} prompts in {args.rollouts:,} rollouts, all {args.each} each, median s: {seconds:.4f}")
     return 0
 
 

@@ -29,8 +29,11 @@ class Result:
     rollouts: tuple[Rollout, ...]
 
     def metrics(self) -> dict[str, float]:
+        ends = {k: estimate for k, estimate in self.pass_at.items() if k in (1, max(self.pass_at))}
         return {
             **{f"test/pass@{k}": estimate.mean for k, estimate in self.pass_at.items()},
+            **{f"test/pass@{k}/low": estimate.low for k, estimate in ends.items()},
+            **{f"test/pass@{k}/high": estimate.high for k, estimate in ends.items()},
             "test/entropy": self.entropy.mean, "test/length": self.length, "test/truncated": self.truncated,
             "test/unjudged": float(self.unjudged),
         }

@@ -300,19 +300,18 @@ class _Once:
 
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
-    """A connection. Reading needs a small lock file beside the store, save where nobody can write: there, no lock."""
-    modes = ("mode=ro", "immutable=1") if read_only and not Path(f"{path}-wal").exists() else ("mode=ro",)
-    for mode in modes if read_only else ("mode=rwc",):
-        database = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=PATIENCE, isolation_level=None)
-        try:
-            database.execute("SELECT count(*) FROM sqlite_master")
-            return database
-        except sqlite3.Error as error:
-            database.close()
-            failure = error
-            if "unable to open" not in str(error):
-                break
-    raise failure
+    """A connection. Readers need lock files beside the store; where none can be made (an archive) they read without."""
+    mode = "ro" if read_only else "rwc"
+    database = sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=PATIENCE, isolation_level=None)
+    try:
+        database.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.Error as error:
+        database.close()
+        unlockable = any(words in str(error) for words in ("unable to open", "readonly"))
+        if not read_only or not unlockable or Path(f"{path}-wal").exists():
+            raise
+        database = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True, isolation_level=None)
+    return database
 
 
 def _lay_out(database: sqlite3.Connection, meta: Mapping[str, str]) -> None:

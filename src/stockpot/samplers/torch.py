@@ -178,21 +178,17 @@ class _Rows:
         indices, expand = torch.tensor(chunk, device=device).unbind(1)
         self.state[:, rows] = self.fields[:, indices]
         self.state[2, rows] += self.cache.end
+        self.cache.clear(rows, self.cache.end - width)
         self.count = rows.stop
         if width == 0:
             return
-        bodies = [array("i", data)[:-1].tolist() for data in unique]
-        ids = torch.tensor([[self.pad] * (width - len(body)) + body for body in bodies], device=device)
-        starts = torch.tensor([width - len(body) for body in bodies], device=device)[:, None, None]
-        at = self.places[:width]
-        query, key = at[:, None], at
-        masks = {}
-        for name, window in self.windows.items():
-            seen = (key <= query) & (key > query - (window or self.columns)) & (key >= starts)
-            masks[name] = self._additive(seen | (key == query))  # padding sees itself: no empty softmax
-        self.cache.target, self.cache.expand = rows, expand
-        self._forward(ids, masks, (at - starts[:, 0]).clamp_(min=0))
-        self.cache.expand = None
+        bodies = [array("i", data)[:-1] for data in unique]
+        ids = torch.tensor([[*body] + [self.pad] * (width - len(body)) for body in bodies], device=device)
+        lengths = torch.tensor([len(body) for body in bodies], device=device)
+        self.cache.reading = expand, (self.places[:width] + lengths[expand, None]) % width
+        self.cache.target = rows
+        self._forward(ids, None, self.places[:width].expand_as(ids))
+        self.cache.reading = None
 
     def step(self) -> None:
         """One token for every row."""
@@ -206,7 +202,8 @@ class _Rows:
                 self.masks[name][..., column - window] = self.lowest
             masks[name] = self.masks[name][..., cache.begin : cache.end]
         positions = (column - start).clamp_(max=self.limit - 1)  # a finished row may linger for some steps
-        logits = self._forward(last[:, None], masks, positions[:, None])
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        logits = self._forward(last[:, None], mask, positions[:, None])
         live = room > 0
         tokens, log_probs = self._draw(logits, _uniform(base, index))
         self.trace.append((request.clone(), tokens, log_probs, live))
@@ -225,8 +222,7 @@ class _Rows:
             tokens[rows], log_probs[rows] = _choose(logits[rows], sampling, uniform[rows])
         return tokens, log_probs
 
-    def _forward(self, ids: Tensor, masks: dict[str, Tensor], positions: Tensor) -> Tensor:
-        mask: Any = masks if len(masks) > 1 else next(iter(masks.values()))
+    def _forward(self, ids: Tensor, mask: Tensor | dict[str, Tensor] | None, positions: Tensor) -> Tensor:
         output = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True,
             logits_to_keep=1,
@@ -277,8 +273,13 @@ class _Cache(Cache):
         self.rows, self.columns, self.begin, self.end = rows, columns, 0, 0
         self.target = slice(0)
         """The rows that the model is run for."""
-        self.expand: Tensor | None = None
-        """While contexts are read: which of them each target row continues."""
+        self.reading: tuple[Tensor, Tensor] | None = None
+        """While contexts are read: which of them each target row continues, and its columns, so that they end at `end`."""
+
+    def clear(self, rows: slice, before: int) -> None:
+        """Zeros where a new row has nothing: it is masked there, but 0 x NaN is NaN."""
+        for store in self._stores():
+            store[rows, :, :before] = 0
 
     def move(self, source: Tensor, to: Tensor) -> None:
         for store in self._stores() if len(to) else ():
@@ -302,29 +303,33 @@ class _Layer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, columns = self.cache.rows, self.cache.columns
-        for name, states in (("keys", key_states), ("values", value_states)):  # zeros: 0 x garbage could be NaN
-            setattr(self, name, states.new_zeros(rows, states.shape[1], columns, states.shape[3]))
+        self.keys, self.values = (
+            states.new_empty(rows, states.shape[1], columns, states.shape[3]) for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        cache, expand = self.cache, self.cache.expand
-        rows, end, new = cache.target, cache.end, slice(cache.end - key_states.shape[2], cache.end)
-        self.keys[rows, :, new] = key_states if expand is None else key_states[expand]
-        self.values[rows, :, new] = value_states if expand is None else value_states[expand]
-        if expand is not None:
+        cache, rows = self.cache, self.cache.target
+        if cache.reading:
+            context, columns = cache.reading
+            new = slice(cache.end - columns.shape[1], cache.end)
+            self.keys[rows, :, new] = key_states[context[:, None], :, columns].transpose(1, 2)
+            self.values[rows, :, new] = value_states[context[:, None], :, columns].transpose(1, 2)
             return key_states, value_states
-        return self.keys[rows, :, cache.begin : end], self.values[rows, :, cache.begin : end]
+        self.keys[rows, :, cache.end - 1] = key_states[:, :, 0]
+        self.values[rows, :, cache.end - 1] = value_states[:, :, 0]
+        return self.keys[rows, :, cache.begin : cache.end], self.values[rows, :, cache.begin : cache.end]
 
     def get_seq_length(self) -> int:
-        return self.cache.end - self.cache.begin
+        return 0 if self.cache.reading else self.cache.end - self.cache.begin
 
     def get_max_length(self) -> int:
         return self.cache.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length(), 0
+        return self.get_seq_length() + query_length, 0
 
 
 def _layers(model: PreTrainedModel) -> list[tuple[str, int | None]]:

@@ -1,0 +1,66 @@
+"""`stockpot eval`: one policy on held-out prompts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from stockpot import checkpoints, console, prompts
+from stockpot.config import Config, Evaluation, from_json
+from stockpot.engines.local import LocalEngine
+from stockpot.evaluate import Result, evaluate as measure
+from stockpot.options import Eval
+from stockpot.record import Run, write_whole
+from stockpot.report.rollouts import origin
+from stockpot.types import StockpotError
+
+
+def evaluate(options: Eval, config: Config | None) -> None:
+    """Evaluate a run's checkpoint, or any model when `config` is given, and print the table."""
+    if config is None:
+        run = Run.open(Path(options.model))
+        config = from_json(run.config)
+        weights, tokenizer_from = str(find(run, options.step).folder), origin(run)
+    else:
+        weights = tokenizer_from = options.model
+    torch.set_num_threads(config.threads)
+    how = setup(config.evaluation, options)
+    engine = LocalEngine(replace(config, model=weights), "evaluation", weights, tokenizer_from)
+    test = prompts.load_prompts(config.task, "test", engine.tokenizer, context=engine.context, max_tokens=config.max_tokens)
+    result = measure(engine, test, config.task.reward, how, max_tokens=config.max_tokens, seed=options.seed)
+    Console(highlight=False).print(table(result, weights, how, min(how.prompts, len(test))))
+    if options.json is not None:
+        write_whole(options.json, json.dumps({"model": weights, **result.metrics()}, indent=1) + "\n")
+
+
+def find(run: Run, step: int | None) -> checkpoints.Checkpoint:
+    found = [c for c in checkpoints.listed(run.checkpoints) if c.step == step] if step is not None else []
+    chosen = checkpoints.latest(run.checkpoints, console.tell) if step is None else found[0] if found else None
+    if chosen is None:
+        kept = ", ".join(str(c.step) for c in checkpoints.listed(run.checkpoints)) or "none"
+        raise StockpotError(f"{run.folder} has no checkpoint of step {step}: kept are {kept}.")
+    return chosen
+
+
+def setup(how: Evaluation, options: Eval) -> Evaluation:
+    given = {name: value for name in ("temperature", "top_p") if (value := getattr(options, name)) is not None}
+    sizes = {name: value for name in ("samples", "prompts") if (value := getattr(options, name)) is not None}
+    return replace(how, sampling=replace(how.sampling, **given), **sizes)
+
+
+def table(result: Result, name: str, how: Evaluation, prompts_used: int) -> Table:
+    made = Table(title=f"{name}: {prompts_used} prompts x {how.samples} samples", title_justify="left")
+    made.add_column("")
+    made.add_column("mean and 95 % interval over problems", justify="right")
+    for k, estimate in result.pass_at.items():
+        made.add_row(f"pass@{k}", str(estimate))
+    made.add_row("entropy", str(result.entropy))
+    made.add_row("length", f"{result.length:.1f}")
+    made.add_row("truncated", f"{result.truncated:.3f}")
+    made.add_row("not judged", str(result.unjudged))
+    return made

@@ -1,0 +1,84 @@
+"""Any dataset in TRL's form, judged by any reward function in TRL's form."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from stockpot.tasks.base import Split, Task
+from stockpot.types import StockpotError
+
+
+@dataclass(frozen=True)
+class Dataset(Task):
+    """Rows with a `prompt` (text or messages) from a file or the hub; other columns go to the judge by name."""
+
+    train: str = ""
+    """JSONL or Parquet file, or a hub id, of training prompts."""
+    test: str = ""
+    """The same for held-out prompts; empty: the last tenth of the training rows (at least one) is held out."""
+    judge: str = ""
+    """The reward function: `file.py:function` or `module:function`, called as TRL calls it."""
+
+    def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
+        if not self.train:
+            raise StockpotError("no dataset was named: give one with --task.train FILE.jsonl.")
+        rows = read_rows(self.train, "train")
+        if self.test:
+            return rows if split == "train" else read_rows(self.test, "test")
+        if len(rows) < 2:
+            raise StockpotError(f"{self.train} has {len(rows)} rows, too few to hold any out: name a --task.test.")
+        held_out = max(1, len(rows) // 10)
+        return rows[:-held_out] if split == "train" else rows[-held_out:]
+
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+        result: list[float] = load_function(self.judge)(prompts=prompts, completions=completions, **columns)
+        return result
+
+
+@cache
+def read_rows(name: str, split: Split) -> list[dict[str, Any]]:
+    """All rows of a JSONL or Parquet file, or of a split of a hub dataset."""
+    path = Path(name)
+    if path.suffix in (".jsonl", ".json"):
+        if not path.is_file():
+            raise StockpotError(f"there is no dataset file {name}.")
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        except ValueError as error:
+            raise StockpotError(f"{name} is not JSON lines: {error}.") from error
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise StockpotError(f'reading {name} needs `pip install "stockpot[data]"` (JSONL files do not).') from error
+    try:
+        if path.suffix == ".parquet":
+            return list(datasets.load_dataset("parquet", data_files=name, split="train"))
+        return list(datasets.load_dataset(name, split=split))
+    except Exception as error:
+        raise StockpotError(f"cannot load the dataset {name}: {str(error).splitlines()[0]}") from error
+
+
+@cache
+def load_function(name: str) -> Any:
+    """`file.py:function` or `module:function`."""
+    place, _, function = name.rpartition(":")
+    if not place:
+        raise StockpotError("no judge was named: give one with --task.judge FILE.py:FUNCTION.")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location("stockpot_judge", place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return getattr(module, function)
+    except Exception as error:
+        raise StockpotError(f"cannot load the judge {name}: {type(error).__name__}: {error}") from error
