@@ -123,7 +123,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         long_store(Path(folder, "long.sqlite"), args, random.Random(0))
         asked, seconds = wide_store(Path(folder, "wide.sqlite"), args, random.Random(1))
-    print(f"candidates of {asked:,} prompts in {args.rollouts:,} rollouts, all {args.each} each, median s: {seconds:.4f}")
+    print(f"candidates of {asked:,} prompts in {args.rollouts:,} rollouts, {args.each} each, median s: {seconds:.4f}")
     return 0
 
 

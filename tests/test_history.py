@@ -158,20 +158,19 @@ def test_a_prompt_key_stands_for_one_prompt(history: History) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "why"),
     [
-        Rollout(Prompt("p", [1]), (), reward=float("nan")),
-        Rollout(Prompt("p", [1], columns={"a": {1, 2}}), ()),
-        Rollout(Prompt("p", [1], "\ud800"), ()),
-        Rollout(Prompt("p", [1]), (Span(Author("a", 2**80), [1]),)),
-        Rollout(Prompt("p", [1]), (Span(Author("a", object()), [1]),)),  # type: ignore[arg-type]
+        (Rollout(Prompt("bad", [1]), (), reward=float("nan")), "a reward is NaN"),
+        (Rollout(Prompt("bad", [1], columns={"a": {1, 2}}), ()), "JSON cannot hold its columns"),
+        (Rollout(Prompt("bad", [1], "\ud800"), ()), "surrogates not allowed"),
+        (Rollout(Prompt("bad", [1]), (Span(Author("a", 2**80), [1]),)), "int too large"),
+        (Rollout(Prompt("bad", [1]), (Span(Author("a", object()), [1]),)), "SQLite refused"),  # type: ignore[arg-type]
     ],
-    ids=["NaN reward", "a set in JSON", "half a character", "a huge version", "not a number"],
 )
-def test_a_step_is_stored_whole_or_not_at_all(path: Path, history: History, bad: Rollout) -> None:
+def test_a_step_is_stored_whole_or_not_at_all(path: Path, history: History, bad: Rollout, why: str) -> None:
     history.append(0, [one()])
     before = dump(path)
-    with pytest.raises(StockpotError) as told:
+    with pytest.raises(StockpotError, match=why) as told:
         history.append(1, [one("new", 1), bad])
     assert "\n" not in str(told.value)
     assert dump(path) == before
@@ -323,6 +322,12 @@ def big_step(step: int) -> list[Rollout]:
     return [one(f"p{n}", step, 1000 + n, float(step)) for n in range(200)]
 
 
+def test_a_commit_waits_for_the_disk(history: History) -> None:
+    """No test can cut the power; these two settings are what SQLite asks for to survive it."""
+    told = [history._database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert told == ["wal", 2]
+
+
 def test_a_killed_writer_leaves_whole_steps(path: Path, history: History) -> None:
     history.close()
     chance, torn = random.Random(0), 0
@@ -448,8 +453,10 @@ def test_a_locked_history(path: Path, history: History, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "PATIENCE", 0.05)
     with History.open(path) as other:
         history._database.execute("BEGIN IMMEDIATE")
+        asked = time.monotonic()
         with pytest.raises(StockpotError, match="another process is writing to it; wait"):
             other.append(0, [one()])
+        assert 0.04 < time.monotonic() - asked < 4, "it waits for a while, as told"
         assert other.summary()["rollouts"] == 0, "reading goes on"
         history._database.execute("ROLLBACK")
         assert other.append(0, [one()]) == [1]
@@ -575,6 +582,10 @@ def test_parquet_failures_are_told(tmp_path: Path, history: History, monkeypatch
     pytest.importorskip("pyarrow")
     with pytest.raises(StockpotError, match="cannot be written"):
         history.to_parquet(tmp_path / "no such folder" / "out.parquet")
+    (tmp_path / "taken" / "by").mkdir(parents=True)
+    with pytest.raises(StockpotError, match="cannot be written"):
+        history.to_parquet(tmp_path / "taken")
+    assert not list(tmp_path.glob("*.part"))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(StockpotError, match=r'pip install "stockpot\[data\]"'):
         history.to_parquet(tmp_path / "out.parquet")

@@ -15,24 +15,20 @@ state, so a request gets the same tokens in any batch and order, up to rounding 
 
 from __future__ import annotations
 
-import inspect
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
 from stockpot.ops import process_logits
 from stockpot.samplers.base import Sampler
+from stockpot.samplers.cache import RowCache, attention_layers, ready
+from stockpot.samplers.fused import fused_step
 from stockpot.types import Author, Request, Rollout, Sampling, Span, StockpotError
 
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 1024
 """Tokens of one prefill pass: enough to fill the cores, few enough to stay in their caches; bounds the memory."""
 DEAD_SHARE = 1 / 16
 """Finished rows leave once they are this share of the batch: moving a row costs about as much as decoding one token."""
@@ -54,7 +50,7 @@ class TorchSampler(Sampler):
         self.model, self.author, self.pad, self.max_rows = model, author, pad, max_rows
         self.stop_tokens = frozenset(stop_tokens)
         self._config = model.config.get_text_config(decoder=True)
-        self._layers = _layers(model)
+        self._layers = attention_layers(model)
         if max_rows < 1:
             raise StockpotError(f"max_rows must be 1 or more, not {max_rows}.")
 
@@ -64,7 +60,7 @@ class TorchSampler(Sampler):
         if not requests:
             return []
         contexts = [self._context(request) for request in requests]
-        with _ready(self.model, self._config):
+        with ready(self.model, self._config):
             rows = _Rows(self, requests, contexts, seed)
             rows.turnover()
             while rows.count:
@@ -127,7 +123,7 @@ class _Rows:
         width, room = len(contexts[self.waiting[-1]]) - 1, max(rooms)
         self.lag = 1 if device.type == "cpu" else 8  # steps between looks at who is done: a look waits for the device
         self.columns = width + room * (1 + (len(requests) > self.most)) + self.lag
-        self.cache = _Cache(self.most, self.columns, len(sampler._layers))
+        self.cache = RowCache(self.most, self.columns, len(sampler._layers))
         self.cache.begin = self.cache.end = width
         self.places = torch.arange(self.columns, device=device)
         stops = [token for token in sampler.stop_tokens if 0 <= token < sampler._config.vocab_size]
@@ -135,6 +131,7 @@ class _Rows:
         self.stops[stops] = True
         self.limit = sampler._config.max_position_embeddings
         self.steps = 0
+        self.fused = fused_step(self.model)
         self.trace: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def turnover(self) -> None:
@@ -203,7 +200,10 @@ class _Rows:
             masks[name] = self.masks[name][..., cache.begin : cache.end]
         positions = (column - start).clamp_(max=self.limit - 1)  # a finished row may linger for some steps
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        logits = self._forward(last[:, None], mask, positions[:, None])
+        if self.fused:
+            logits = self.fused(last[:, None], mask, positions[:, None], cache).float()
+        else:
+            logits = self._forward(last[:, None], mask, positions[:, None])
         live = room > 0
         tokens, log_probs = self._draw(logits, _uniform(base, index))
         self.trace.append((request.clone(), tokens, log_probs, live))
@@ -255,7 +255,7 @@ class _Rows:
 
     def drawn(self) -> tuple[list[list[int]], list[list[float]]]:
         """Tokens and log-probs of every request, in the order of the requests."""
-        request, tokens, log_probs, live = (torch.cat(parts) for parts in zip(*self.trace, strict=True))
+        request, tokens, log_probs, live = (torch.cat(parts).cpu() for parts in zip(*self.trace, strict=True))
         request, tokens, log_probs = request[live], tokens[live], log_probs[live]
         if not log_probs.isfinite().all():
             raise StockpotError("the model's logits are not finite: its weights hold NaN or infinity.")
@@ -265,143 +265,23 @@ class _Rows:
         return [part.tolist() for part in cut_tokens], [part.tolist() for part in cut_log_probs]
 
 
-class _Cache(Cache):
-    """Keys and values [rows, heads, columns, size] per layer; `begin`..`end` are the columns in use."""
-
-    def __init__(self, rows: int, columns: int, layers: int) -> None:
-        super().__init__(layers=[_Layer(self) for _ in range(layers)])
-        self.rows, self.columns, self.begin, self.end = rows, columns, 0, 0
-        self.target = slice(0)
-        """The rows that the model is run for."""
-        self.reading: tuple[Tensor, Tensor] | None = None
-        """While contexts are read: which of them each target row continues, and its columns, so that they end at `end`."""
-
-    def clear(self, rows: slice, before: int) -> None:
-        """Zeros where a new row has nothing: it is masked there, but 0 x NaN is NaN."""
-        for store in self._stores():
-            store[rows, :, :before] = 0
-
-    def move(self, source: Tensor, to: Tensor) -> None:
-        for store in self._stores() if len(to) else ():
-            store[to, :, self.begin : self.end] = store[source, :, self.begin : self.end]
-
-    def slide(self, distance: int, rows: int) -> None:
-        self.end -= distance
-        for store in self._stores() if distance and rows else ():
-            store[:rows, :, : self.end] = store[:rows, :, distance : self.end + distance].clone()
-
-    def _stores(self) -> Iterator[Tensor]:
-        return (store for layer in self.layers for store in (layer.keys, layer.values) if store is not None)
-
-
-class _Layer(CacheLayerMixin):
-    """One layer of a `_Cache`. A decoding step reads views of it; a prefill reads only itself."""
-
-    def __init__(self, cache: _Cache) -> None:
-        super().__init__()
-        self.cache = cache
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, columns = self.cache.rows, self.cache.columns
-        self.keys, self.values = (
-            states.new_empty(rows, states.shape[1], columns, states.shape[3]) for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        cache, rows = self.cache, self.cache.target
-        if cache.reading:
-            context, columns = cache.reading
-            new = slice(cache.end - columns.shape[1], cache.end)
-            self.keys[rows, :, new] = key_states[context[:, None], :, columns].transpose(1, 2)
-            self.values[rows, :, new] = value_states[context[:, None], :, columns].transpose(1, 2)
-            return key_states, value_states
-        self.keys[rows, :, cache.end - 1] = key_states[:, :, 0]
-        self.values[rows, :, cache.end - 1] = value_states[:, :, 0]
-        return self.keys[rows, :, cache.begin : cache.end], self.values[rows, :, cache.begin : cache.end]
-
-    def get_seq_length(self) -> int:
-        return 0 if self.cache.reading else self.cache.end - self.cache.begin
-
-    def get_max_length(self) -> int:
-        return self.cache.columns
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-
-def _layers(model: PreTrainedModel) -> list[tuple[str, int | None]]:
-    """Kind and sliding window (None: sees everything) of every layer; the models we cannot decode are refused here."""
-    config, name = model.config.get_text_config(decoder=True), type(model).__name__
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # what a LoRA adapter wraps
-    kinds = getattr(config, "layer_types", None)
-    layers = []
-    for i, layer in enumerate(DynamicCache(config=config).layers):
-        kind = kinds[i] if kinds else type(layer).__name__
-        if kind == "chunked_attention" or type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise StockpotError(f"{name} has {kind} layers, which TorchSampler cannot decode: use another sampler.")
-        layers.append((kind, getattr(layer, "sliding_window", None)))
-    if config.is_encoder_decoder or "position_ids" not in inspect.signature(inner.forward).parameters:
-        raise StockpotError(f"{name} is no decoder that takes position_ids: TorchSampler cannot batch it.")
-    return layers
-
-
-@contextmanager
-def _ready(model: PreTrainedModel, config: Any) -> Iterator[None]:
-    """The model as decoding wants it, and afterwards as it was: evaluation mode, an attention that takes our masks."""
-    training = [module for module in model.modules() if module.training]
-    attention = config._attn_implementation
-    model.eval()
-    if attention == "sdpa" or "flash" in attention or "flex" in attention:
-        config._attn_implementation = "stockpot"
-    try:
-        yield
-    finally:
-        config._attn_implementation = attention
-        for module in training:
-            module.training = True
-
-
-def _attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """One query per row against views of the cache, in two batched products; anything else is left to SDPA.
-
-    On a CPU this takes three quarters of SDPA's time. Half precision needs SDPA's float32 sums.
-    """
-    rows, heads, length, size = query.shape
-    plain = kwargs.get("position_bias") is None and attention_mask is not None and attention_mask.shape[1] == 1
-    if length > 1 or query.is_cuda or query.dtype.itemsize < 4 or not plain:
-        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return result
-    kv_heads, columns = key.shape[1:3]
-    grouped = query.reshape(rows * kv_heads, heads // kv_heads, size)
-    scores = torch.bmm(grouped, key.flatten(0, 1).transpose(1, 2)).mul_(kwargs.get("scaling") or size**-0.5)
-    scores = scores.view(rows, kv_heads, -1, columns).add_(attention_mask).softmax(dim=-1)
-    output = torch.bmm(scores.view(rows * kv_heads, -1, columns), value.flatten(0, 1))
-    return output.view(rows, 1, heads, -1), None
-
-
-AttentionInterface.register("stockpot", _attend)
-AttentionMaskInterface.register("stockpot", sdpa_mask)
-
-
 def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [rows] by inversion of the distribution function at `uniform`, and their processed log-probs."""
     logits = process_logits(logits, sampling)
     normaliser = logits.logsumexp(dim=-1)
     if sampling.temperature == 0:
         return logits.argmax(dim=-1), normaliser - normaliser  # 0, or NaN if the logits are not finite
-    below = (logits - normaliser[:, None]).exp().cumsum(dim=-1, dtype=torch.float64)
+    below = (logits - normaliser[:, None]).exp().cumsum(dim=-1, dtype=uniform.dtype)
     tokens = torch.searchsorted(below, (uniform * below[:, -1])[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
     return tokens.squeeze(1), logits.gather(1, tokens).squeeze(1) - normaliser
 
 
 def _uniform(base: Tensor, index: Tensor) -> Tensor:
-    """The random number in [0, 1) of token `index` of a row: 52 bits, so that even times a total of 1 it stays below."""
-    return _shift(_mix(base + (index + 1) * -0x61C8864680B583EB), 12).double() * 2.0**-52
+    """The random number in [0, 1) of token `index` of a row. One bit less than its type can hold: u x total < total."""
+    bits = _mix(base + (index + 1) * -0x61C8864680B583EB)
+    if bits.device.type == "mps":  # knows no float64
+        return _shift(bits, 41).float() * 2.0**-23
+    return _shift(bits, 12).double() * 2.0**-52
 
 
 def _mix(x: Tensor) -> Tensor:

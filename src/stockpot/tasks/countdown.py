@@ -38,14 +38,16 @@ class Countdown(EmbeddedTask):
     """How many held-out prompts evaluation uses; none of them is ever taught or trained."""
     give_up: float = 0.35
     """The teacher's chance to give up after each failed attempt and to answer wrongly: what RL can unlearn."""
+    luck: float = 0.3
+    """The teacher's chance that an attempt is a right one instead of a random one."""
     max_attempts: int = 6
     """The teacher's patience at most."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.largest <= 20:
             raise StockpotError("task.largest must lie in 2..20.")
-        if not 0 <= self.give_up <= 1 or self.max_attempts < 1:
-            raise StockpotError("task.give_up must lie in 0..1 and task.max_attempts must be at least 1.")
+        if not (0 <= self.give_up <= 1 and 0 <= self.luck <= 1) or self.max_attempts < 1:
+            raise StockpotError("task.give_up and task.luck must lie in 0..1, task.max_attempts must be at least 1.")
         if self.train_prompts < 1 or self.test_prompts < 1:
             raise StockpotError("task.train_prompts and task.test_prompts must be at least 1.")
 
@@ -98,7 +100,7 @@ class Countdown(EmbeddedTask):
     def _trace(self, numbers: tuple[int, ...], target: int, rng: random.Random) -> str:
         words: list[str] = []
         for tried in range(1, self.max_attempts + 1):
-            attempt = random_attempt(numbers, rng)
+            attempt = rng.choice(_solutions(numbers, target) if rng.random() < self.luck else _attempts(numbers))
             found = result(attempt) == target
             words += [steps(attempt), "yes" if found else "no"]
             if found or tried == self.max_attempts or rng.random() < self.give_up:
@@ -126,13 +128,14 @@ def attempts(numbers: Sequence[int]) -> Iterator[Attempt]:
                         yield a, first, b, x, second, y
 
 
-def random_attempt(numbers: Sequence[int], rng: random.Random) -> Attempt:
-    return rng.choice(_attempts(tuple(numbers)))
-
-
 @cache
 def _attempts(numbers: tuple[int, ...]) -> list[Attempt]:
     return list(attempts(numbers))
+
+
+@cache
+def _solutions(numbers: tuple[int, ...], target: int) -> list[Attempt]:
+    return [attempt for attempt in _attempts(numbers) if result(attempt) == target]
 
 
 def result(attempt: Attempt) -> int:

@@ -1,0 +1,28 @@
+# make demo: an environment, then the main job.  make test: an environment, then lint, types and tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint env parity bench clean
+
+demo: .venv/ready
+	$(BIN)/stockpot train
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff format --check --quiet src tests bench || $(BIN)/ruff format --diff --quiet src tests bench | head -40
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+
+env: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stockpot needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	touch $@
+
+clean:
+	rm -rf .venv build src/*.egg-info
