@@ -45,12 +45,14 @@ def members() -> dict[str, Algorithm]:
 
 def defined_in_folder() -> set[type]:
     """Every concrete algorithm of any file in the folder, exported or not."""
-    modules = [importlib.import_module(f"{algorithms.__name__}.{m.name}") for m in pkgutil.iter_modules(algorithms.__path__)]
+    modules = [
+        importlib.import_module(f"{algorithms.__name__}.{m.name}") for m in pkgutil.iter_modules(algorithms.__path__)
+    ]
     return {kind for module in modules for kind in vars(module).values() if concrete(kind)}
 
 
 def variants() -> dict[str, Algorithm]:
-    """Every member, and every member with one choice (a Literal or a bool) made otherwise: options obey the laws too."""
+    """Every member, and every member with one choice (a Literal or a bool) made otherwise: options obey the laws."""
     found: dict[str, Algorithm] = {}
     for name, algorithm in members().items():
         found[name] = algorithm
@@ -78,7 +80,7 @@ def rollout(rng: random.Random, *spans: Span, prompt: int = 3, reward: float | N
 
 
 def mixed(rng: random.Random, sampling: Sampling = Sampling()) -> list[Rollout]:
-    """One rollout of every kind the library knows: live, old, old head with live tail, demonstration, untrained pieces."""
+    """One rollout of every kind there is: live, old, old head and live tail, demonstration, untrained pieces."""
     tool = Author("a tool")
     return [
         rollout(rng, span(rng, LIVE, 5), prompt=2),
@@ -123,8 +125,15 @@ def tiny_model(seed: int = 0) -> Any:
 
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False,
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
         initializer_range=0.4,
     )
     return Qwen3ForCausalLM(config).double()

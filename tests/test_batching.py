@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import LIVE, NOW, OLD, RUN, collate, mixed, rollout, span, totals
 
+from helpers import LIVE, NOW, OLD, RUN, collate, mixed, rollout, span, totals
 from stockpot import batching
 from stockpot.types import KINDS, Author, Prompt, Rollout, Sampling, Span, StockpotError
 
@@ -20,10 +20,12 @@ def rng() -> random.Random:
 
 def test_ages_are_counted_against_this_run_and_this_version(rng: random.Random) -> None:
     """Another run's version 87 is no past of this policy: its age is unknown, like an outsider's."""
-    batch = collate([
-        rollout(rng, span(rng, OLD, 2, kind="prefix"), span(rng, LIVE, 1)),
-        rollout(rng, span(rng, Author("another-run", 87), 2), span(rng, Author(RUN), 1)),
-    ])
+    batch = collate(
+        [
+            rollout(rng, span(rng, OLD, 2, kind="prefix"), span(rng, LIVE, 1)),
+            rollout(rng, span(rng, Author("another-run", 87), 2), span(rng, Author(RUN), 1)),
+        ]
+    )
     assert batch.age.tolist() == [NOW - 87, NOW - 87, 0, -1, -1, -1]
 
 
@@ -35,11 +37,19 @@ def test_every_token_keeps_what_its_span_said(rng: random.Random) -> None:
         batch = collate(rollouts, [float(i) for i in range(len(rollouts))], **options)
         said = [
             (token, -1.0 if s.log_probs is None else s.log_probs[i], s.kind, s.trained, s.sampling, number)
-            for number, r in enumerate(rollouts) for s in r.spans for i, token in enumerate(s.tokens)
+            for number, r in enumerate(rollouts)
+            for s in r.spans
+            for i, token in enumerate(s.tokens)
         ]
         kept = [
-            (int(batch.tokens[n]), float(batch.author_log_probs[n]) if batch.known[n] else -1.0, KINDS[batch.kind[n]],
-             bool(batch.trained[n]), batch.samplings[batch.sampling[n]], int(batch.rollout[n]))
+            (
+                int(batch.tokens[n]),
+                float(batch.author_log_probs[n]) if batch.known[n] else -1.0,
+                KINDS[batch.kind[n]],
+                bool(batch.trained[n]),
+                batch.samplings[batch.sampling[n]],
+                int(batch.rollout[n]),
+            )
             for n in range(len(batch.tokens))
         ]
         assert kept == said

@@ -108,7 +108,9 @@ class Tree:
         How often it meets them is held fixed: a token's own loss does not see that it leads to other contexts.
         """
         chance = chances(self.policy)
-        met = torch.stack([sum(p for s, p in zip(SEQUENCES, chance, strict=True) if s[: len(c)] == c) for c in CONTEXTS])  # type: ignore[misc]
+        met = torch.stack(
+            [sum(p for s, p in zip(SEQUENCES, chance, strict=True) if s[: len(c)] == c) for c in CONTEXTS]
+        )  # type: ignore[misc]
         reference = self.reference.log_softmax(-1)
         return self.gradient(lambda logits: (met * of(logits.log_softmax(-1), reference).sum(-1)).sum())
 
@@ -118,7 +120,8 @@ class Tree:
     def _stored(self) -> tuple[dict[Sequence3, list[float]], dict[Sequence3, list[float]]]:
         """Each sequence's log-probs by the old policy and by the live one, as a sampler would hand them over."""
         return tuple(  # type: ignore[return-value]
-            dict(zip(SEQUENCES, token_log_probs(x).view(-1, LENGTH).tolist(), strict=True)) for x in (self.old, self.policy)
+            dict(zip(SEQUENCES, token_log_probs(x).view(-1, LENGTH).tolist(), strict=True))
+            for x in (self.old, self.policy)
         )
 
     def written(self, sequence: Sequence3, head: int = 0, *, trained: bool = True) -> Rollout:
@@ -149,7 +152,9 @@ class Tree:
         rollouts = [self.written(sequence, head, trained=trained) for sequence in SEQUENCES]
         return self.ascent(algorithm, rollouts, [REWARD[s] - base for s in SEQUENCES], self.odds(head, self.policy))
 
-    def group_ascent(self, algorithm: Algorithm, size: int, advantages: Callable[[Sequence[int]], list[float]]) -> Tensor:
+    def group_ascent(
+        self, algorithm: Algorithm, size: int, advantages: Callable[[Sequence[int]], list[float]]
+    ) -> Tensor:
         """Where it goes on average over all groups of fresh rollouts, each group given as indices into SEQUENCES."""
         groups = list(itertools.product(range(len(SEQUENCES)), repeat=size))
         chance = chances(self.policy)[torch.tensor(groups)].prod(-1, keepdim=True) / size
@@ -160,7 +165,9 @@ class Tree:
     def pairs(self, algorithm: Algorithm) -> Tensor:
         """`group_ascent` with the algorithm's own advantages, over all groups of two."""
         fresh = [self.written(sequence) for sequence in SEQUENCES]
-        return self.group_ascent(algorithm, 2, lambda group: algorithm.advantages(Group(PROMPT, tuple(fresh[i] for i in group))))
+        return self.group_ascent(
+            algorithm, 2, lambda group: algorithm.advantages(Group(PROMPT, tuple(fresh[i] for i in group)))
+        )
 
     def kl_in_the_loss(self, estimator: Any) -> Tensor:
         """Mean gradient of the KL's term, per rollout."""
@@ -180,7 +187,9 @@ class Tree:
         kl = KL(1.0, estimator=estimator, centred=centred)
         size = 2 if centred else 1
         return -size * self.group_ascent(
-            Reinforce(correction="none"), size, lambda group: kl.credit([own[i] for i in group], [reference[i] for i in group])
+            Reinforce(correction="none"),
+            size,
+            lambda group: kl.credit([own[i] for i in group], [reference[i] for i in group]),
         )
 
     def entropy_bonus(self) -> Tensor:
@@ -208,6 +217,7 @@ Claim = tuple[str, str, tuple[float, float], Callable[[Tree], float]]
 
 def policy_gradients() -> list[Claim]:
     """Everything live, or everything old: fresh samples and replay."""
+
     def claim(name: str, algorithm: Algorithm, head: int, within: tuple[float, float]) -> Claim:
         return name, VALUE, within, lambda t: error(t.mean_ascent(algorithm, head), t.gradient(t.value))
 
@@ -219,55 +229,89 @@ def policy_gradients() -> list[Claim]:
         claim("replay, RLOO with one ratio per rollout, no clip", RLOO(1.0, 1e9, "rollout"), LENGTH, EXACT),
         claim("replay, GSPO's mean ratio, no clip", replace(UNCLIPPED, level="rollout"), LENGTH, (0.1, 0.4)),
         claim("replay, ratio per token, no clip", UNCLIPPED, LENGTH, (0.2, 0.5)),
-        claim("replay, ratio per token, weights capped at 2", Reinforce(correction="token", cap=2.0), LENGTH, (0.2, 0.5)),
+        claim(
+            "replay, ratio per token, weights capped at 2", Reinforce(correction="token", cap=2.0), LENGTH, (0.2, 0.5)
+        ),
         claim("replay, ratio per token, clipped at 0.2", GRPO(), LENGTH, (0.3, 1.2)),
     ]
 
 
 def prefixes() -> list[Claim]:
     """The old policy writes the head, the live one the rest."""
+
     def after(algorithm: Algorithm, k: int, trained: bool) -> Callable[[Tree], float]:
-        return lambda t: error(t.mean_ascent(algorithm, k, trained=trained), t.gradient(lambda logits: t.value(logits, k)))
+        return lambda t: error(
+            t.mean_ascent(algorithm, k, trained=trained), t.gradient(lambda logits: t.value(logits, k))
+        )
 
     def whole(algorithm: Algorithm, k: int) -> Callable[[Tree], float]:
         return lambda t: error(t.mean_ascent(algorithm, k), t.gradient(t.value))
 
     none = Reinforce(correction="none")
-    claims: list[Claim] = [(f"head of {k}, untrained", AFTER, EXACT, after(UNCLIPPED, k, False)) for k in range(LENGTH + 1)]
+    claims: list[Claim] = [
+        (f"head of {k}, untrained", AFTER, EXACT, after(UNCLIPPED, k, False)) for k in range(LENGTH + 1)
+    ]
     claims += [(f"head of {k}, trained, no ratio", AFTER, (0.2, 2.5), after(none, k, True)) for k in (1, 2)]
     claims += [(f"head of {k}, trained, no ratio", VALUE, (0.05, 0.5), whole(none, k)) for k in (1, 2)]
     claims += [
-        (f"head of {k}, trained, ratio of the whole rollout", VALUE, EXACT, whole(Reinforce(correction="rollout", cap=FREE), k))
+        (
+            f"head of {k}, trained, ratio of the whole rollout",
+            VALUE,
+            EXACT,
+            whole(Reinforce(correction="rollout", cap=FREE), k),
+        )
         for k in (1, 2)
     ]
-    claims += [(f"head of {k}, trained, ratio per token (SOUP), no clip", VALUE, (0.03, 0.3), whole(UNCLIPPED, k)) for k in (1, 2)]
-    claims += [(f"head of {k}, trained, ratio per token (SOUP), clipped at 0.2", VALUE, (0.05, 0.8), whole(GRPO(), k)) for k in (1, 2)]
+    claims += [
+        (f"head of {k}, trained, ratio per token (SOUP), no clip", VALUE, (0.03, 0.3), whole(UNCLIPPED, k))
+        for k in (1, 2)
+    ]
+    claims += [
+        (f"head of {k}, trained, ratio per token (SOUP), clipped at 0.2", VALUE, (0.05, 0.8), whole(GRPO(), k))
+        for k in (1, 2)
+    ]
     return claims
 
 
 def baselines() -> list[Claim]:
     """Groups of two fresh rollouts, every pair summed."""
+
     def rescaled(tree: Tree) -> float:
         found, true = tree.pairs(GRPO()), tree.gradient(tree.value)
         return error(found * (found * true).sum() / found.square().sum(), true)
 
     return [
-        ("group of 2, the others' mean as baseline (RLOO)", VALUE, EXACT, lambda t: error(t.pairs(RLOO()), t.gradient(t.value))),
-        ("group of 2, the group's mean as baseline", VALUE, (0.5 - 1e-6, 0.5 + 1e-6),
-            lambda t: error(t.pairs(Reinforce()), t.gradient(t.value))),
-        ("group of 2, the group's mean, times K / (K - 1)", VALUE, EXACT,
-            lambda t: error(2 * t.pairs(Reinforce()), t.gradient(t.value))),
+        (
+            "group of 2, the others' mean as baseline (RLOO)",
+            VALUE,
+            EXACT,
+            lambda t: error(t.pairs(RLOO()), t.gradient(t.value)),
+        ),
+        (
+            "group of 2, the group's mean as baseline",
+            VALUE,
+            (0.5 - 1e-6, 0.5 + 1e-6),
+            lambda t: error(t.pairs(Reinforce()), t.gradient(t.value)),
+        ),
+        (
+            "group of 2, the group's mean, times K / (K - 1)",
+            VALUE,
+            EXACT,
+            lambda t: error(2 * t.pairs(Reinforce()), t.gradient(t.value)),
+        ),
         ("group of 2, divided by its deviation (GRPO), at the best scale", VALUE, (0.02, 0.5), rescaled),
     ]
 
 
 def divergences() -> list[Claim]:
     """Three estimators of one KL: as numbers, in the loss, in the advantage."""
+
     def number(estimator: str) -> Callable[[Tree], float]:
         def wrong(t: Tree) -> float:
             per_token = ops.kl(token_log_probs(t.policy), token_log_probs(t.reference), estimator)
             true = t.divergence(t.policy)
             return float(abs((chances(t.policy) * per_token.view(-1, LENGTH).sum(-1)).sum() / true - 1))
+
         return wrong
 
     def forward(t: Tree) -> Tensor:
@@ -304,12 +348,18 @@ def divergences() -> list[Claim]:
 
 def entropies() -> list[Claim]:
     """The bonus sees each token's own choice, and not that it leads to other contexts."""
+
     def fixed(t: Tree) -> Tensor:
         return t.at_fixed_contexts(lambda p, _: -p.exp() * p)
 
     return [
         ("entropy bonus", "entropy of each token, contexts fixed", EXACT, lambda t: error(t.entropy_bonus(), fixed(t))),
-        ("entropy bonus", "entropy of sequences", (0.1, 0.5), lambda t: error(t.entropy_bonus(), t.gradient(t.entropy))),
+        (
+            "entropy bonus",
+            "entropy of sequences",
+            (0.1, 0.5),
+            lambda t: error(t.entropy_bonus(), t.gradient(t.entropy)),
+        ),
     ]
 
 
@@ -352,8 +402,11 @@ def test_the_yardstick_agrees_with_finite_differences(name: str) -> None:
     """What is called true must not rest on the same differentiation that is judged by it."""
     tree = trees()[0]
     of = {
-        "value": tree.value, "value after 1": lambda x: tree.value(x, 1), "value after 2": lambda x: tree.value(x, 2),
-        "divergence": tree.divergence, "entropy": tree.entropy,
+        "value": tree.value,
+        "value after 1": lambda x: tree.value(x, 1),
+        "value after 2": lambda x: tree.value(x, 2),
+        "divergence": tree.divergence,
+        "entropy": tree.entropy,
     }[name]
     found = torch.zeros_like(tree.policy)
     for i, j in itertools.product(range(len(CONTEXTS)), range(SYMBOLS)):
@@ -381,7 +434,8 @@ def test_an_estimator_is_as_wrong_as_documented(place: int) -> None:
 def test_old_tokens_cost_less_at_the_head_than_everywhere() -> None:
     """SOUP's point, in numbers: with one ratio per token the bias grows with the share of the rollout that is old."""
     sizes = [
-        statistics.mean(error(t.mean_ascent(UNCLIPPED, k), t.gradient(t.value)) for t in trees()) for k in range(LENGTH + 1)
+        statistics.mean(error(t.mean_ascent(UNCLIPPED, k), t.gradient(t.value)) for t in trees())
+        for k in range(LENGTH + 1)
     ]
     assert sizes == sorted(sizes)
     assert sizes[0] < 1e-6 < sizes[1] < sizes[2] - 0.03

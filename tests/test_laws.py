@@ -14,11 +14,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    LIVE, OLD, authors_own, collate, defined_in_folder, members, mixed, rollout, somewhere_else, span, totals, variants,
-)
 from torch import Tensor
 
+from helpers import (
+    LIVE,
+    OLD,
+    authors_own,
+    collate,
+    defined_in_folder,
+    members,
+    mixed,
+    rollout,
+    somewhere_else,
+    span,
+    totals,
+    variants,
+)
 from stockpot import ops
 from stockpot.algorithms import GRPO, Algorithm, Reinforce, Terms, dapo
 from stockpot.algorithms.base import denominator
@@ -124,7 +135,10 @@ def test_a_token_of_unknown_probability_weighs_one_wherever_the_policy_has_gone(
 def test_soup_with_empty_prefixes_is_the_plain_method(algorithm: Algorithm, rng: random.Random) -> None:
     plain = [rollout(rng, span(rng, LIVE, n)) for n in (3, 6, 1)]
     stored = [rollout(rng, span(rng, OLD, 5)) for _ in plain]
-    soup = [replace(r, spans=(span(rng, OLD, 0, kind="prefix"), *head(s, 0), *r.spans)) for r, s in zip(plain, stored, strict=True)]
+    soup = [
+        replace(r, spans=(span(rng, OLD, 0, kind="prefix"), *head(s, 0), *r.spans))
+        for r, s in zip(plain, stored, strict=True)
+    ]
     assert_same(algorithm, plain, soup)
 
 
@@ -201,16 +215,22 @@ def test_the_advantages_of_a_group_sum_to_zero_and_keep_the_order_of_rewards(alg
 def plain_clip(log_probs: Tensor, batch: Batch, clip: float) -> list[float]:
     """PPO's symmetric clip, once more and without tensors."""
     terms = []
-    for new, old, advantage in zip(log_probs.tolist(), batch.author_log_probs.tolist(), batch.advantages.tolist(), strict=True):
+    for new, old, advantage in zip(
+        log_probs.tolist(), batch.author_log_probs.tolist(), batch.advantages.tolist(), strict=True
+    ):
         ratio = float(torch.tensor(new - old, dtype=torch.float64).exp())
         terms.append(-min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage))
     return terms
 
 
-@pytest.mark.parametrize("name", [
-    name for name, a in ALL.items()
-    if {"clip_low", "clip_high"} <= {f.name for f in fields(a)} and getattr(a, "level", "token") == "token"  # type: ignore[arg-type]
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, a in ALL.items()
+        if {"clip_low", "clip_high"} <= {f.name for f in fields(a)} and getattr(a, "level", "token") == "token"  # type: ignore[arg-type]
+    ],
+)
 def test_two_clips_of_one_size_are_the_plain_clip(name: str, rng: random.Random) -> None:
     batch = collate([rollout(rng, span(rng, OLD, 6), reward=r) for r in (0.0, 1.0, 0.3)])
     log_probs = somewhere_else(batch)
@@ -289,7 +309,9 @@ def test_a_detached_weight_multiplies_the_gradient_of_log_pi(name: str, rng: ran
     logs = (log_probs - batch.author_log_probs).detach()
     if algorithm.correction == "rollout":
         logs = torch.cat([piece.sum().expand(len(piece)) for piece in logs.split([4, 2])])
-    weight = torch.ones(6, dtype=torch.float64) if algorithm.correction == "none" else logs.exp().clamp(max=algorithm.cap)
+    weight = (
+        torch.ones(6, dtype=torch.float64) if algorithm.correction == "none" else logs.exp().clamp(max=algorithm.cap)
+    )
     (gradient,) = torch.autograd.grad(algorithm.loss(log_probs, batch).loss.sum(), log_probs)
     torch.testing.assert_close(gradient, -weight * batch.advantages)
 

@@ -1,4 +1,4 @@
-"""The shared mathematics: processed distributions against transformers' own, entropy, KL, and sums with denominators."""
+"""The shared mathematics: processed distributions against transformers', entropy, KL, sums with denominators."""
 
 from __future__ import annotations
 
@@ -122,9 +122,18 @@ def test_reduce_weighs_a_token_the_same_in_any_split_and_ignores_what_is_masked(
     assert whole == sum(ops.reduce(values[i : i + 1], mask[i : i + 1], weights[i : i + 1]) for i in range(4))
 
 
-@pytest.mark.parametrize("wrong", [
-    {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 2.0}, {"top_k": -1},
-], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": 2.0},
+        {"top_k": -1},
+    ],
+    ids=str,
+)
 def test_an_impossible_distribution_is_refused_in_one_line(wrong: dict[str, float]) -> None:
     with pytest.raises(StockpotError, match=next(iter(wrong))) as told:
         Sampling(**wrong)  # type: ignore[arg-type]

@@ -27,7 +27,8 @@ def test_pass_at_k_is_unbiased_for_the_chance_that_one_of_k_fresh_samples_is_rig
     """Summed over how many of 9 samples come out right, at any rate of success."""
     for rate, k in itertools.product((0.0, 0.03, 0.4, 1.0), (1, 2, 9)):
         mean = sum(
-            math.comb(9, right) * rate**right * (1 - rate) ** (9 - right) * pass_at_k(9, right, k) for right in range(10)
+            math.comb(9, right) * rate**right * (1 - rate) ** (9 - right) * pass_at_k(9, right, k)
+            for right in range(10)
         )
         assert mean == pytest.approx(1 - (1 - rate) ** k, abs=1e-12)
 

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from helpers import OLD, RUN, rollout, span
 
+from helpers import OLD, RUN, rollout, span
 from stockpot.prefixes import FromHistory, NoPrefixes, PrefixRule, head
 from stockpot.types import Author, Candidate, Rollout, StockpotError
 
@@ -20,10 +20,15 @@ def rng() -> random.Random:
 
 def stored(rng: random.Random) -> Rollout:
     """A rollout by three authors, as the history gives it back: a prefix of its own, a tool's output, a live part."""
-    return replace(rollout(
-        rng, span(rng, Author(RUN, 40), 3, kind="prefix", source=17), span(rng, Author("a tool"), 2, known=False, trained=False),
-        span(rng, OLD, 4),
-    ), id=4711)
+    return replace(
+        rollout(
+            rng,
+            span(rng, Author(RUN, 40), 3, kind="prefix", source=17),
+            span(rng, Author("a tool"), 2, known=False, trained=False),
+            span(rng, OLD, 4),
+        ),
+        id=4711,
+    )
 
 
 def candidates(count: int, length: int = 9) -> list[Candidate]:
@@ -40,7 +45,8 @@ def test_a_head_is_the_first_tokens_each_with_its_author_and_its_log_prob(length
     def signed(these: tuple) -> list[tuple]:  # type: ignore[type-arg]
         return [
             (s.author, token, None if s.log_probs is None else s.log_probs[i], s.sampling)
-            for s in these for i, token in enumerate(s.tokens)
+            for s in these
+            for i, token in enumerate(s.tokens)
         ]
 
     assert signed(spans) == signed(whole.spans)[:expected]
@@ -110,11 +116,19 @@ def test_no_prefixes_asks_the_history_nothing(rng: random.Random) -> None:
     assert (rule.choose(candidates(4), 8, rng), rule.wanted(8), rule.cut(stored(rng), rng)) == ([], 0, ())
 
 
-@pytest.mark.parametrize(("wrong", "named"), [
-    ({"share": 1.5}, "share"), ({"share": float("nan")}, "share"), ({"min_age": 0}, "min_age"),
-    ({"min_age": 9, "max_age": 8}, "max_age"), ({"cut_low": 0.6, "cut_high": 0.5}, "cut_low"), ({"cut_high": 1.1}, "cut_high"),
-    ({"cut_low": -0.1}, "cut_low"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"share": 1.5}, "share"),
+        ({"share": float("nan")}, "share"),
+        ({"min_age": 0}, "min_age"),
+        ({"min_age": 9, "max_age": 8}, "max_age"),
+        ({"cut_low": 0.6, "cut_high": 0.5}, "cut_low"),
+        ({"cut_high": 1.1}, "cut_high"),
+        ({"cut_low": -0.1}, "cut_low"),
+    ],
+    ids=str,
+)
 def test_an_impossible_rule_is_refused_in_one_line_that_names_the_option(wrong: dict[str, float], named: str) -> None:
     with pytest.raises(StockpotError, match=named) as told:
         FromHistory(**wrong)  # type: ignore[arg-type]

@@ -5,14 +5,21 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config, Qwen3NextConfig,
-)  # fmt: skip
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
 
 import stockpot.samplers.torch as module
 from stockpot.ops import process_logits
@@ -22,10 +29,10 @@ from stockpot.types import Author, Prompt, Request, Rollout, Sampling, Span, Sto
 
 VOCAB, LIMIT, STOPS = 23, 64, (3, 7)
 NOW, PAST = Author("run", 9), Author("run", 2)
-SIZES: dict[str, Any] = dict(
-    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    max_position_embeddings=LIMIT,
-)  # fmt: skip
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": LIMIT,
+}  # fmt: skip
 CONFIGS: dict[str, Any] = {
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
     "llama": LlamaConfig(**SIZES, num_key_value_heads=4),
@@ -64,7 +71,9 @@ def sampler(model: PreTrainedModel, **changes: Any) -> TorchSampler:
     return TorchSampler(model, **{"author": NOW, "stop_tokens": STOPS, **changes})
 
 
-def ragged(count: int, samplings: Sequence[Sampling] = SAMPLINGS, max_tokens: int = 20, repeats: int = 1) -> list[Request]:
+def ragged(
+    count: int, samplings: Sequence[Sampling] = SAMPLINGS, max_tokens: int = 20, repeats: int = 1
+) -> list[Request]:
     """Prompts of 1..12 tokens, every third with a prefix of 1..8 by two authors, the setups in turn."""
     draw, requests = random.Random(1), []
     for i in range(count):
@@ -132,6 +141,33 @@ def test_a_request_gets_the_same_tokens_in_any_batch(name: str, monkeypatch: pyt
         monkeypatch.setattr(module, "DEAD_SHARE", share)
         assert words(sampler(model).continue_(requests, seed=1)) == together
     assert words(sampler(model).continue_(requests, seed=2)) != together
+
+
+def test_a_response_continued_from_its_own_prefix_is_the_same_response() -> None:
+    """The random numbers go by the place of a token in the response, wherever a prefix was cut."""
+    model, requests = make(), ragged(20, [Sampling(), Sampling(temperature=0.8, top_p=0.9)])
+    whole = sampler(model).continue_(requests, seed=8)
+    cut = [
+        replace(
+            request,
+            prefix=(*rollout.spans[:-1], replace(rollout.spans[-1][: len(rollout.spans[-1]) // 2], kind="prefix")),
+        )
+        for request, rollout in zip(requests, whole, strict=True)
+    ]
+    again = sampler(model).continue_(cut, seed=8)
+    assert words(again) == words(whole)
+    assert [rollout.finish for rollout in again] == [rollout.finish for rollout in whole]
+
+
+def test_uninitialised_memory_never_reaches_a_result() -> None:
+    """Deterministic mode fills new memory with NaN; refills put short contexts beside long ones."""
+    model, requests = make("mistral, sliding"), ragged(40)
+    expected = words(sampler(model, max_rows=4).continue_(requests, seed=1))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert words(sampler(model, max_rows=4).continue_(requests, seed=1)) == expected
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_more_requests_than_rows_keep_the_batch_full() -> None:
@@ -257,10 +293,10 @@ def test_nothing_asked_nothing_answered() -> None:
     ("request_", "says"),
     [
         (Request(Prompt("p", []), 0), "is empty"),
-        (Request(Prompt("p", [1] * 10), 0, max_tokens=55), "65 tokens, but the model reads 64"),
+        (Request(Prompt("p", [1] * 10), 0, max_tokens=55), "make 65, but the model reads 64"),
         (Request(Prompt("p", [1]), 0, (Span(PAST, [5, 3]),), max_tokens=9), "already ends with a stop token"),
-        (Request(Prompt("p", [1]), 0, (Span(PAST, [5, 5]),), max_tokens=2), "leaves no room in max_tokens=2"),
-        (Request(Prompt("p", [1]), 0, max_tokens=0), "leaves no room in max_tokens=0"),
+        (Request(Prompt("p", [1]), 0, (Span(PAST, [5, 5]),), max_tokens=2), "max_tokens=2 leaves no room after 2"),
+        (Request(Prompt("p", [1]), 0, max_tokens=0), "max_tokens=0 leaves no room after 0"),
         (Request(Prompt("p", [1, VOCAB]), 0, max_tokens=9), "outside the model's vocabulary"),
     ],
 )
@@ -284,15 +320,20 @@ def test_models_that_it_cannot_decode_are_refused() -> None:
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(StockpotError, match="Qwen3NextForCausalLM has linear_attention layers"):
         sampler(model)
-    with pytest.raises(StockpotError, match="max_rows"):
-        sampler(make(), max_rows=0)
+    for wrong in ({"max_rows": 0}, {"stop_tokens": [VOCAB]}):
+        with pytest.raises(StockpotError):
+            sampler(make(), **wrong)
 
 
 def test_the_scripted_sampler_honours_prefix_room_and_key() -> None:
     scripted = ScriptedSampler({"p": [5, 6, 7], "2 + 2": [[4, 9], [5, 9]]}, author=NOW, log_prob=-0.5)
     prompt = Prompt("p", [1])
     whole, short, late = scripted.continue_(
-        [Request(prompt, 0), Request(prompt, 1, max_tokens=2), Request(prompt, 2, (Span(PAST, [5, 8], kind="prefix"),))],
+        [
+            Request(prompt, 0),
+            Request(prompt, 1, max_tokens=2),
+            Request(prompt, 2, (Span(PAST, [5, 8], kind="prefix"),)),
+        ],
         seed=0,
     )
     assert [whole.tokens.tolist(), short.tokens.tolist(), late.tokens.tolist()] == [[5, 6, 7], [5, 6], [5, 8, 7]]

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LIVE, OLD, collate, mixed, rollout, span, tiny_model, totals, variants
 from torch import Tensor
 
+from helpers import LIVE, OLD, collate, mixed, rollout, span, tiny_model, totals, variants
 from stockpot import batching, ops
 from stockpot.algorithms import GRPO, Algorithm, Reinforce
 from stockpot.policy import Learner, Policy, Update
@@ -38,7 +38,9 @@ def policy(seed: int = 0) -> Policy:
     return Policy(copy.deepcopy(model(seed)), Learner(learning_rate=1e-3, max_grad_norm=1e9, tokens_per_pass=64))
 
 
-def step(batches: Sequence[Batch], rollouts: Sequence[Rollout], algorithm: Algorithm, **more: Any) -> tuple[Update, Tensor]:
+def step(
+    batches: Sequence[Batch], rollouts: Sequence[Rollout], algorithm: Algorithm, **more: Any
+) -> tuple[Update, Tensor]:
     """One update of a fresh policy, and the gradient that it stepped along, all parameters joined."""
     learner, seen = policy(), []
 
@@ -63,8 +65,10 @@ class Step:
     def batch(self, chosen: Sequence[int], **options: Any) -> Batch:
         """A micro-batch of some of its rollouts."""
         return collate(
-            [self.rollouts[i] for i in chosen], [self.advantages[i] for i in chosen],
-            reference_log_probs=[self.reference[i] for i in chosen], **options,
+            [self.rollouts[i] for i in chosen],
+            [self.advantages[i] for i in chosen],
+            reference_log_probs=[self.reference[i] for i in chosen],
+            **options,
         )
 
 
@@ -95,7 +99,9 @@ def rewritten(written: Rollout, author: Policy, noise: float) -> Rollout:
 
 
 @every
-@pytest.mark.parametrize("sampling", [Sampling(), WARM, Sampling(0.9, top_k=9, top_p=0.9)], ids=["plain", "warm", "cut"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), WARM, Sampling(0.9, top_k=9, top_p=0.9)], ids=["plain", "warm", "cut"]
+)
 def test_a_fresh_sample_has_ratio_one_on_every_token_and_gives_reinforces_step(
     algorithm: Algorithm, sampling: Sampling
 ) -> None:
@@ -122,11 +128,14 @@ LAYOUTS: dict[str, Callable[[Step, list[int]], list[Batch]]] = {
     "shuffled": lambda s, all_: [s.batch(random.Random(1).sample(all_, len(all_)))],
     "packed": lambda s, all_: [s.batch(all_, pack_to=40)],
     "packed, shuffled, another padding token": lambda s, all_: [
-        s.batch(random.Random(2).sample(all_, len(all_)), pack_to=25, pad=3)],
+        s.batch(random.Random(2).sample(all_, len(all_)), pack_to=25, pad=3)
+    ],
     "one at a time": lambda s, all_: [s.batch([i]) for i in all_],
     "uneven halves": lambda s, all_: [s.batch(all_[:4]), s.batch(all_[4:])],
     "split by budget, packed": lambda s, all_: [
-        s.batch(chosen, pack_to=30) for chosen in batching.split([len(r.prompt.tokens) + len(r) for r in s.rollouts], 45)],
+        s.batch(chosen, pack_to=30)
+        for chosen in batching.split([len(r.prompt.tokens) + len(r) for r in s.rollouts], 45)
+    ],
 }
 
 
@@ -139,7 +148,9 @@ def test_padding_packing_order_and_micro_batches_change_nothing(algorithm: Algor
     assert expected.norm() > 1e-3
     for name, layout in LAYOUTS.items():
         other, found = step(layout(taught, everything), taught.rollouts, algorithm, **more)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found, expected, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
         for metric in ("loss", "kl_to_reference", "all/entropy", "all/ratio_mean"):
             assert other.metrics[metric] == pytest.approx(update.metrics[metric], rel=1e-9, abs=1e-12), (name, metric)
 
@@ -182,7 +193,9 @@ def test_a_loss_that_is_not_finite_skips_the_step_and_leaves_the_weights() -> No
 
 
 @every
-def test_regularisers_are_exactly_nothing_at_zero_and_the_same_addition_to_every_algorithm(algorithm: Algorithm) -> None:
+def test_regularisers_are_exactly_nothing_at_zero_and_the_same_addition_to_every_algorithm(
+    algorithm: Algorithm,
+) -> None:
     taught = experience()
     batches = [taught.batch(range(len(taught.rollouts)))]
 

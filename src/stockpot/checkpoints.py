@@ -84,12 +84,21 @@ def listed(root: Path) -> list[Checkpoint]:
 
 def latest(root: Path, tell: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
     """The newest whole checkpoint; each damaged one that is passed over is told."""
-    for checkpoint in reversed(listed(root)):
-        wrong = problem(checkpoint.folder)
+    found = listed(root)
+    for place in reversed(range(len(found))):
+        wrong = problem(found[place].folder)
         if not wrong:
-            return checkpoint
-        tell(f"passing over {checkpoint.folder.name}: {wrong}; going back to the checkpoint before it")
+            return found[place]
+        back = f"the checkpoint before it, {found[place - 1].folder.name}" if place else "the very start"
+        tell(f"passing over {found[place].folder.name}: {wrong}; going back to {back}")
     return None
+
+
+def rewind(root: Path, step: int) -> None:
+    """Remove the checkpoints after `step`: damaged ones, which must not count among the newest that are kept."""
+    for checkpoint in listed(root):
+        if checkpoint.step > step:
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
 
 
 def best(root: Path) -> Checkpoint | None:

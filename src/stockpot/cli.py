@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,6 +60,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"stockpot: {where}{error.strerror or error}; check the path, your rights and the room.", file=sys.stderr)
+        return 2
 
 
 def run(words: list[str]) -> int:
@@ -130,6 +134,8 @@ def history(words: list[str]) -> None:
 
 
 def sft(words: list[str]) -> None:
+    import torch
+
     from stockpot import console
     from stockpot.start import teach
     from stockpot.tasks.base import EmbeddedTask
@@ -138,10 +144,11 @@ def sft(words: list[str]) -> None:
     out, _, config = read_config("stockpot sft", words)
     if out is None:
         raise StockpotError("stockpot sft writes a model folder: name it with --out.")
-    if (out / "config.json").exists():
-        raise StockpotError(f"{out} already holds a model: name another folder with --out.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StockpotError(f"{out} already holds something: name another folder with --out.")
     if not isinstance(config.task, EmbeddedTask):
         raise StockpotError(f"{type(config.task).__name__} brings no demonstrations: only embedded tasks can be taught.")
+    torch.set_num_threads(config.threads)
     teach(config.task, config.start, out, seed=config.seed, device=config.device)
     console.tell(f"the taught model is in {out}")
 
@@ -159,13 +166,14 @@ def read_config(prog: str, words: list[str]) -> tuple[Path | None, str, Any]:
         refuse(f"there is no recipe {name}", name, recipe_names(), "or name a .py file.")
     config = load_recipe(name)
     rest, out = take(rest, "--out")
+    default = copy.copy(config)
     for field in COMPONENTS:
         rest, chosen = take(rest, f"--{field}")
-        if chosen is not None:
-            config = replace(config, **{field: component(field, chosen)})
+        if chosen is not None:  # set without the checks of a Config, which is checked once it is whole
+            object.__setattr__(default, field, component(field, chosen))
     if {"-h", "--help"} & set(rest):
         print(COMPONENT_HELP.format(**{field: ", ".join(members(field)) for field in COMPONENTS}))
-    return None if out is None else Path(out), name, parse(prog, type(config), rest, config)
+    return None if out is None else Path(out), name, parse(prog, type(config), rest, default)
 
 
 def parse(prog: str, kind: Any, words: list[str], default: Any = None) -> Any:
@@ -192,14 +200,18 @@ def one_line(box: str, prog: str) -> str:
     bars = [i for i, line in enumerate(lines) if line and set(line) <= {"─", "-"}] + [len(lines)]
     cause = re.sub(r"\s+", " ", " ".join(lines[: bars[0]])).strip().rstrip(".")
     near = re.search(r"Perhaps you meant:?\s+(--[\w.-]+)", " ".join(lines).replace("─", ""))
-    cause = re.sub(r"^Unrecognized options: (\S+).*", r"there is no option \1", cause)
+    cause = re.sub(r"^Unrecognized options: (\S+?),?( .*|$)", r"there is no option \1", cause)
     return f"{cause}" + (f"; did you mean {near[1]}?" if near else ".") + f" `{prog} --help` explains every option."
 
 
 def take(words: list[str], flag: str) -> tuple[list[str], str | None]:
     """Take `flag NAME` (or `flag=NAME`) out of the words."""
     for i, word in enumerate(words):
-        if word == flag and i + 1 < len(words):
+        if word == flag:
+            if i + 1 == len(words) or words[i + 1].startswith("-"):
+                from stockpot.types import StockpotError
+
+                raise StockpotError(f"{flag} needs a value after it.")
             return words[:i] + words[i + 2 :], words[i + 1]
         if word.startswith(flag + "="):
             return words[:i] + words[i + 1 :], word.partition("=")[2]

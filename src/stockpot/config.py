@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from stockpot.algorithms import GRPO, RLOO, Algorithm
@@ -23,11 +24,11 @@ from stockpot.types import Sampling, StockpotError
 class Start:
     """The supervised start: how an embedded model is taught before it learns by itself. Unused with `--model`."""
 
-    steps: int = 900
+    steps: int = 1000
     """Updates on fresh demonstrations."""
-    batch: int = 128
+    batch: int = 64
     """Demonstrations per update."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak; it rises for a tenth of the steps and falls to nothing along a cosine."""
 
 
@@ -130,9 +131,9 @@ def to_json(value: Any) -> Any:
 def from_json(value: Any) -> Any:
     """The inverse of `to_json`. Fields that this version does not know are refused, not dropped."""
     if isinstance(value, dict) and "class" in value:
-        module, _, name = value["class"].partition(":")
+        place, _, name = value["class"].rpartition(":")
         try:
-            kind = getattr(importlib.import_module(module), name)
+            kind = getattr(load_file(place) if place.endswith(".py") else importlib.import_module(place), name)
             return kind(**{key: from_json(item) for key, item in value.items() if key != "class"})
         except (ImportError, AttributeError, TypeError) as error:
             raise StockpotError(f"config.json names {value['class']}, which this version cannot make: {error}.") from error
@@ -141,24 +142,26 @@ def from_json(value: Any) -> Any:
 
 def load_recipe(name: str) -> Config:
     """A recipe by its name in `stockpot.recipes`, or a Python file; either holds a `recipe = Config(...)`."""
-    if name.endswith(".py"):
-        path = Path(name)
-        if not path.is_file():
-            raise StockpotError(f"there is no recipe file {name}.")
-        module_name = f"stockpot_recipe_{path.stem}"
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except StockpotError:
-            raise
-        except Exception as error:
-            raise StockpotError(f"the recipe {name} does not run: {type(error).__name__}: {error}.") from error
-    else:
-        module = importlib.import_module(f"stockpot.recipes.{name.replace('-', '_')}")
+    known = f"stockpot.recipes.{name.replace('-', '_')}"
+    module = load_file(name) if name.endswith(".py") else importlib.import_module(known)
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Config):
         raise StockpotError(f"the recipe {name} defines no `recipe = Config(...)`.")
     return recipe
+
+
+def load_file(name: str) -> ModuleType:
+    """A recipe file as a module named by its path: so `to_json` says where to find a class that it defines."""
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise StockpotError(f"there is no recipe file {name}: check its path.")
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[str(path)] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except StockpotError:
+        raise
+    except Exception as error:
+        raise StockpotError(f"the recipe {name} does not run: {type(error).__name__}: {error}; mend the file.") from error
+    return module

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,24 +50,28 @@ class Run:
         """A new run folder; one that already holds a run is never written over."""
         if (folder / "config.json").exists():
             raise StockpotError(f"{folder} already holds a run: `stockpot resume {folder}` goes on with it, --out names another.")
+        if folder.exists() and not folder.is_dir():
+            raise StockpotError(f"{folder} is a file: name another folder with --out.")
         if folder.exists() and any(folder.iterdir()):
             raise StockpotError(f"{folder} is not empty and holds no run: name another folder with --out.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / "config.json", json.dumps({"config": config, "made_with": surroundings()}, indent=1) + "\n")
         except OSError as error:
-            raise StockpotError(f"cannot write into {folder}: {error.strerror or error}.") from error
+            why = error.strerror or error
+            raise StockpotError(f"cannot write into {folder} ({why}): name another folder with --out.") from error
         return cls(folder, config, loggers)
 
     @classmethod
     def open(cls, folder: Path, loggers: Sequence[str] = ()) -> Run:
         path = folder / "config.json"
         if not path.is_file():
-            raise StockpotError(f"there is no run in {folder}: it has no config.json.")
+            raise StockpotError(f"there is no run in {folder} (no config.json): name a folder that `stockpot train` made.")
         try:
             config = json.loads(path.read_text())["config"]
-        except (ValueError, KeyError) as error:
-            raise StockpotError(f"{path} cannot be read ({error}): the run cannot be resumed.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            why = "it is damaged, or a model's"
+            raise StockpotError(f"{path} is not a run's ({why}): name a folder that `stockpot train` made.") from error
         return cls(folder, config, loggers)
 
     def log(self, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
@@ -74,6 +80,16 @@ class Run:
         self._append("timings.jsonl", {"step": step, **timings})
         for sink in self._sinks:
             sink.log(metrics | timings, step)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """A mistake found while the folder holds nothing but its config.json leaves no folder behind."""
+        try:
+            yield
+        except StockpotError:
+            if [path.name for path in self.folder.iterdir()] == ["config.json"]:
+                shutil.rmtree(self.folder)
+            raise
 
     def metrics(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         return list(read_lines(self.folder / name))
@@ -90,7 +106,8 @@ class Run:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
         except OSError as error:
-            raise StockpotError(f"cannot write {self.folder / name}: {error.strerror or error}.") from error
+            why = error.strerror or error
+            raise StockpotError(f"cannot write {self.folder / name} ({why}): free some space, then resume.") from error
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

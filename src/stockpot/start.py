@@ -13,7 +13,8 @@ from stockpot.algorithms import Supervised
 from stockpot.config import Config, Start
 from stockpot.models import pick_device
 from stockpot.policy import Learner, Policy
-from stockpot.tasks.base import EmbeddedTask
+from stockpot.prompts import load_prompts
+from stockpot.tasks.base import SPLITS, EmbeddedTask
 from stockpot.types import Author, Prompt, Rollout, Span, StockpotError
 
 
@@ -42,9 +43,12 @@ def teach(task: EmbeddedTask, start: Start, folder: Path, *, seed: int, device: 
                 raise StockpotError(f"teaching failed at step {step}: {update.skipped}; lower --start.learning-rate.")
             loss = update.metrics["loss"]
             bar.advance(loss=loss)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors has errors of its own beside OSError
+        raise StockpotError(f"cannot write the taught model into {folder} ({error}): free some space there.") from error
     return loss
 
 
@@ -64,12 +68,20 @@ def demonstration(prompt: str, response: str, tokenizer: object) -> Rollout:
     return Rollout(Prompt(prompt, encode(prompt)["input_ids"], prompt), (span,), reward=1.0)  # type: ignore[operator]
 
 
+def check(config: Config, task: EmbeddedTask) -> None:
+    """Find a mistake in prompts or room before a minute goes into teaching."""
+    load = {"context": getattr(task.model_config(), "max_position_embeddings", 0) or 0, "max_tokens": config.max_tokens}
+    for split in SPLITS:
+        load_prompts(task, split, task.tokenizer(), **load)
+
+
 def prepare(config: Config, folder: Path) -> str:
     """Where the policy starts from: the model asked for, or the task's own, taught once into the run folder."""
     if config.model:
         return config.model
     if not (folder / "config.json").exists():
         assert isinstance(config.task, EmbeddedTask)
+        check(config, config.task)
         aside = folder.with_name(f".{folder.name}.part")
         teach(config.task, config.start, aside, seed=config.seed, device=config.device)
         aside.rename(folder)

@@ -32,11 +32,13 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
     """Run `config` in `folder` from the start, or from the newest whole checkpoint, to its last step."""
     torch.set_num_threads(config.threads)
     run = Run.open(folder, config.loggers) if resume else Run.create(folder, to_json(config), config.loggers)
-    origin = prepare(config, folder / "start")
-    last = checkpoints.latest(run.checkpoints, console.tell)
-    begin = 0 if last is None else last.step
-    engine = LocalEngine(config, run.name, str(last.folder) if last else origin, origin, begin)
-    loop = Loop(config, engine, run)
+    with run.untouched():
+        origin = prepare(config, folder / "start")
+        last = checkpoints.latest(run.checkpoints, console.tell)
+        begin = 0 if last is None else last.step
+        engine = LocalEngine(config, run.name, str(last.folder) if last else origin, origin, begin)
+        loop = Loop(config, engine, run)
+    checkpoints.rewind(run.checkpoints, begin)
     with History.open(run.history, run=run.name, vocabulary=vocabulary_of(engine.tokenizer)) as history:
         history.truncate(begin)
         run.rewind(begin if last else -1)
@@ -77,7 +79,7 @@ class Loop:
         with clock("reward"):
             rollouts, unjudged = score(rollouts, config.task.reward, self.engine.tokenizer)
         with clock("advantage"):
-            lessons = self.lessons(group(asked, rollouts, config.group_size))
+            lessons = list(self.lessons(group(asked, rollouts, config.group_size)))
         with clock("update"):
             updates = [self.engine.learn(lesson, derive(config.seed, "update", now)) for lesson in lessons]
             self.engine.advance(now + 1)
@@ -89,6 +91,7 @@ class Loop:
         wanted = len(asked) * config.prefixes.wanted(config.group_size)
         metrics = describe(rollouts, config.group_size) | average([update.metrics for update in updates])
         metrics |= {"prefix/missing": float(wanted - sum(map(len, prefixes))), "reward/unjudged": float(unjudged)}
+        metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
         decoded = sum(len(r) - r.prefix_length for r in rollouts)
         return metrics, clock.seconds | {"decoded_per_second": decoded / clock.seconds["continuation"]}
 

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 
 import torch
-from helpers import OLD, collate, rollout, somewhere_else, span, totals
 from torch import Tensor
 
+from helpers import OLD, collate, rollout, somewhere_else, span, totals
 from stockpot import ops
 from stockpot.algorithms import Algorithm
 from stockpot.algorithms.base import denominator

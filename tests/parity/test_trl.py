@@ -1,7 +1,8 @@
 """Our losses and advantages against TRL's own trainers: `GRPOTrainer._compute_loss` and `RLOOTrainer._compute_loss`.
 
 The trainers are real (a tiny Qwen3 on the CPU); only the forward pass is replaced, by the log-probs under test, so
-that both sides differentiate with respect to the same tensor. Advantages come from a real generation step whose rewards are given.
+that both sides differentiate with respect to the same tensor. Advantages come from a real generation step whose
+rewards are given.
 """
 
 from __future__ import annotations
@@ -37,20 +38,40 @@ def tokenizer() -> Any:
 def trainer(tmp_path: Any, kind: str = "GRPO", **options: Any) -> Any:
     """A trainer that could train: everything but the loss's settings is the same small thing."""
     config = getattr(trl, f"{kind}Config")(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=len(REWARDS),
-        num_generations=GROUP, max_completion_length=ROOM, disable_tqdm=True, **options,
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        per_device_train_batch_size=len(REWARDS),
+        num_generations=GROUP,
+        max_completion_length=ROOM,
+        disable_tqdm=True,
+        **options,
     )
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1,
-    ))
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=12,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
     rewards = iter(REWARDS * 100)
 
     def given(completions: list[str], **_: Any) -> list[float]:
         return [next(rewards) for _ in completions]
 
+    model.save_pretrained(tmp_path / "model")  # by its folder, since TRL makes the reference from there
     made = getattr(trl, f"{kind}Trainer")(
-        model=model, args=config, reward_funcs=given, processing_class=tokenizer(),
+        model=str(tmp_path / "model"),
+        args=config,
+        reward_funcs=given,
+        processing_class=tokenizer(),
         train_dataset=Dataset.from_list([{"prompt": "a b c"}] * len(REWARDS)),
     )
     made.current_gradient_accumulation_steps = 1  # set by the training loop otherwise
@@ -62,12 +83,20 @@ def theirs(made: Any, step: Step, **more: Tensor) -> tuple[Tensor, Tensor]:
     rectangle, mask = step.rectangle(step.log_probs), step.mask.long()
     made._get_per_token_logps_and_entropies = lambda *_, **__: (rectangle, torch.zeros_like(rectangle), None)
     made.model.train()
-    loss = made._compute_loss(made.model, {
-        "prompt_ids": torch.ones(len(mask), 2, dtype=torch.long), "prompt_mask": torch.ones(len(mask), 2, dtype=torch.long),
-        "completion_ids": mask, "completion_mask": mask, "advantages": torch.tensor(step.advantages, dtype=torch.float64),
-        "old_per_token_logps": step.rectangle(step.batch.author_log_probs),
-        "ref_per_token_logps": step.rectangle(step.reference), "num_items_in_batch": mask.sum(), **more,
-    })
+    loss = made._compute_loss(
+        made.model,
+        {
+            "prompt_ids": torch.ones(len(mask), 2, dtype=torch.long),
+            "prompt_mask": torch.ones(len(mask), 2, dtype=torch.long),
+            "completion_ids": mask,
+            "completion_mask": mask,
+            "advantages": torch.tensor(step.advantages, dtype=torch.float64),
+            "old_per_token_logps": step.rectangle(step.batch.author_log_probs),
+            "ref_per_token_logps": step.rectangle(step.reference),
+            "num_items_in_batch": mask.sum(),
+            **more,
+        },
+    )
     return loss.detach(), torch.autograd.grad(loss, step.log_probs)[0]
 
 
@@ -76,11 +105,18 @@ LOSSES: dict[str, tuple[dict[str, Any], Algorithm]] = {
     "bnpo": ({"loss_type": "bnpo"}, GRPO()),
     "dr_grpo": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, dr_grpo()),
     "dapo": ({"loss_type": "dapo", "epsilon_high": 0.28}, dapo()),
-    "asymmetric": ({"loss_type": "grpo", "epsilon": 0.1, "epsilon_high": 0.4}, GRPO(clip_low=0.1, clip_high=0.4, normalise="rollout")),
+    "asymmetric": (
+        {"loss_type": "grpo", "epsilon": 0.1, "epsilon_high": 0.4},
+        GRPO(clip_low=0.1, clip_high=0.4, normalise="rollout"),
+    ),
     "gspo": (
-        {"loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4, "importance_sampling_level": "sequence"}, gspo()),
+        {"loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4, "importance_sampling_level": "sequence"},
+        gspo(),
+    ),
     "sequence, wide": (
-        {"loss_type": "grpo", "importance_sampling_level": "sequence"}, GRPO(level="rollout", normalise="rollout")),
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+        GRPO(level="rollout", normalise="rollout"),
+    ),
 }
 
 
@@ -94,9 +130,12 @@ def test_losses_and_gradients_are_trls(name: str, seed: int, tmp_path: Any) -> N
 
 @pytest.mark.parametrize("loss_type", ["bnpo", "dapo"])
 def test_the_kl_term_is_trls_where_both_average_over_tokens(loss_type: str, tmp_path: Any) -> None:
-    """Ours is always a mean over the update's tokens; TRL's takes the loss's own denominator."""
+    """Ours is always a mean over the update's tokens; TRL's takes the loss's own denominator.
+
+    TRL multiplies the term by the ratio unless told otherwise (DeepSeek-V3.2's correction); GRPO as published does not.
+    """
     step = Step.make(2)
-    made = trainer(tmp_path, loss_type=loss_type, beta=0.04, epsilon_high=0.2)
+    made = trainer(tmp_path, loss_type=loss_type, beta=0.04, epsilon_high=0.2, use_bias_correction_kl=False)
     assert_parity(step.ours(GRPO(), kl=0.04), theirs(made, step))
 
 
@@ -109,11 +148,15 @@ def test_rloo_is_trls_when_the_whole_response_is_one_action(seed: int, tmp_path:
     assert_parity(step.ours(RLOO(level="rollout", normalise="constant"), room=1), theirs(made, step, old_logps=old))
 
 
-@pytest.mark.parametrize(("kind", "options", "algorithm"), [
-    ("GRPO", {"scale_rewards": "group"}, GRPO()),
-    ("GRPO", {"scale_rewards": "none"}, dr_grpo()),
-    ("RLOO", {"beta": 0.0}, RLOO()),
-], ids=["scaled by group", "not scaled", "rloo"])
+@pytest.mark.parametrize(
+    ("kind", "options", "algorithm"),
+    [
+        ("GRPO", {"scale_rewards": "group"}, GRPO()),
+        ("GRPO", {"scale_rewards": "none"}, dr_grpo()),
+        ("RLOO", {"beta": 0.0}, RLOO()),
+    ],
+    ids=["scaled by group", "not scaled", "rloo"],
+)
 def test_advantages_are_trls(kind: str, options: dict[str, Any], algorithm: Algorithm, tmp_path: Any) -> None:
     made = trainer(tmp_path, kind, **options)
     made.model.train()

@@ -22,7 +22,10 @@ def show(options: Show) -> None:
     tokenizer = load_tokenizer(origin(run))
     out = Console(highlight=False)
     with History.open(run.history, read_only=True) as history:
-        step = history.summary()["steps"][1] if options.step is None else options.step
+        stored = history.summary()["steps"]
+        if stored is None:
+            raise StockpotError(f"{options.run} has no rollouts yet: `stockpot resume {options.run}` goes on with the run.")
+        step = stored[1] if options.step is None else options.step
         found = history.find(versions=(step, step), prompt=options.prompt)
         wanted = (r for r in found if r.prefix_length or not options.prefixed)
         rollouts = list(islice(wanted, options.count))

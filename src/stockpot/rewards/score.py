@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from stockpot.types import Rollout, StockpotError
@@ -27,25 +29,34 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction, tokenizer: Any) -
     chats = ["prompt" in r.prompt.columns for r in rollouts]
     prompts = [r.prompt.columns["prompt"] if chat else r.prompt.text for r, chat in zip(rollouts, chats, strict=True)]
     completions = [[{"role": "assistant", "content": t}] if chat else t for t, chat in zip(texts, chats, strict=True)]
-    names = [name for name in rollouts[0].prompt.columns if name != "prompt"]
+    names = dict.fromkeys(name for r in rollouts for name in r.prompt.columns if name != "prompt")
     columns = {name: [r.prompt.columns.get(name) for r in rollouts] for name in names}
     try:
-        values = reward(prompts, completions, **columns)
+        values = reward(prompts=prompts, completions=completions, **columns)
         if inspect.isawaitable(values):
             values = asyncio.run(_finish(values))
-        values = list(values)
+        values = [None if value is None else float(value) for value in values]
     except StockpotError:
         raise
     except Exception as error:
         raise StockpotError(
-            f"the reward function {getattr(reward, '__qualname__', reward)} raised {type(error).__name__}: {error}; "
-            "it must give every completion a number."
+            f"the reward function {getattr(reward, '__qualname__', reward)} raised {type(error).__name__}: {error} "
+            f"({place(error)}); it must give every completion a number, or None where it cannot tell."
         ) from error
     if len(values) != len(rollouts):
-        raise StockpotError(f"the reward function gave {len(values)} numbers for {len(rollouts)} completions.")
-    numbers = [None if value is None or not math.isfinite(float(value)) else float(value) for value in values]
+        raise StockpotError(
+            f"the reward function {getattr(reward, '__qualname__', reward)} gave {len(values)} numbers for "
+            f"{len(rollouts)} completions; it must give every completion one."
+        )
+    numbers = [None if value is None or not math.isfinite(value) else value for value in values]
     scored = [replace(r, reward=value or 0.0) for r, value in zip(rollouts, numbers, strict=True)]
     return scored, sum(value is None for value in numbers)
+
+
+def place(error: Exception) -> str:
+    """File and line where an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
 
 
 async def _finish(values: Any) -> Any:

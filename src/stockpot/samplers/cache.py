@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from stockpot.types import StockpotError
 
 
-class RowCache(Cache):
+class RowCache(Cache):  # type: ignore[misc]
     """Keys and values [rows, heads, columns, size] per layer; `begin`..`end` are the columns in use."""
 
     def __init__(self, rows: int, columns: int, layers: int) -> None:
@@ -26,7 +26,7 @@ class RowCache(Cache):
         self.target = slice(0)
         """The rows that the model is run for."""
         self.reading: tuple[Tensor, Tensor] | None = None
-        """While contexts are read: which of them each target row continues, and its columns, so that they end at `end`."""
+        """While contexts are read: which of them each target row continues, and in which order its columns come."""
 
     def clear(self, rows: slice, before: int) -> None:
         """Zeros where a new row has nothing: it is masked there, but 0 x NaN is NaN."""
@@ -46,7 +46,7 @@ class RowCache(Cache):
         return (store for layer in self.layers for store in (layer.keys, layer.values) if store is not None)
 
 
-class RowLayer(CacheLayerMixin):
+class RowLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer of a `RowCache`. A decoding step reads views of it; a prefill reads only itself."""
 
     def __init__(self, cache: RowCache) -> None:
@@ -124,8 +124,8 @@ def attend(
     On a CPU this takes three quarters of SDPA's time. Half precision needs SDPA's float32 sums.
     """
     rows, heads, length, size = query.shape
-    plain = kwargs.get("position_bias") is None and attention_mask is not None and attention_mask.shape[1] == 1
-    if length > 1 or query.is_cuda or query.dtype.itemsize < 4 or not plain:
+    plain = query.device.type == "cpu" and query.dtype.itemsize >= 4 and kwargs.get("position_bias") is None
+    if length > 1 or not plain or attention_mask is None or attention_mask.shape[1] > 1:
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return result
     kv_heads, columns = key.shape[1:3]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stockpot.samplers.base import Sampler
-from stockpot.types import Author, Request, Rollout, Span, StockpotError
+from stockpot.types import Author, Finish, Request, Rollout, Span, StockpotError
 
 Answer = Sequence[int]
 
@@ -41,7 +41,7 @@ class ScriptedSampler(Sampler):
                 f"{len(answer)} tokens, max_tokens is {request.max_tokens}."
             )
         span = Span(self.author, tokens, [self.log_prob] * len(tokens), sampling=request.sampling)
-        finish = "stop" if len(answer) <= request.max_tokens else "length"
+        finish: Finish = "stop" if len(answer) <= request.max_tokens else "length"
         return Rollout(request.prompt, (*request.prefix, span), finish=finish)
 
     def _answer(self, request: Request, seed: int) -> Answer:

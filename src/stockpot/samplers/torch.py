@@ -15,6 +15,7 @@ state, so a request gets the same tokens in any batch and order, up to rounding 
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Sequence
 
@@ -25,15 +26,18 @@ from transformers import PreTrainedModel
 from stockpot.ops import process_logits
 from stockpot.samplers.base import Sampler
 from stockpot.samplers.cache import RowCache, attention_layers, ready
-from stockpot.samplers.fused import fused_step
-from stockpot.types import Author, Request, Rollout, Sampling, Span, StockpotError
+from stockpot.types import Author, Finish, Request, Rollout, Sampling, Span, StockpotError
 
 PREFILL_TOKENS = 1024
 """Tokens of one prefill pass: enough to fill the cores, few enough to stay in their caches; bounds the memory."""
 DEAD_SHARE = 1 / 16
-"""Finished rows leave once they are this share of the batch: moving a row costs about as much as decoding one token."""
+"""Finished rows leave once they are more than this share. Up to 1/8 is as fast; if they stay, it takes 1.7 times."""
 ROOM_SHARE = 1 / 4
 """Waiting requests come in once this share of the rows is free: small prefills are slow."""
+
+REQUEST, LAST, START, ROOM, INDEX, SETUP, BASE = range(7)
+"""What is known of a row: its request, last token, first column in the cache, tokens that it may still write, index
+of the next one in the response, sampling setup, base of its random numbers."""
 
 
 class TorchSampler(Sampler):
@@ -51,8 +55,11 @@ class TorchSampler(Sampler):
         self.stop_tokens = frozenset(stop_tokens)
         self._config = model.config.get_text_config(decoder=True)
         self._layers = attention_layers(model)
+        self._limit = getattr(self._config, "max_position_embeddings", None) or sys.maxsize
         if max_rows < 1:
             raise StockpotError(f"max_rows must be 1 or more, not {max_rows}.")
+        if not all(0 <= token < self._config.vocab_size for token in self.stop_tokens):
+            raise StockpotError(f"stop_tokens {sorted(self.stop_tokens)} reach outside the model's vocabulary.")
 
     @torch.inference_mode()
     def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
@@ -74,14 +81,16 @@ class TorchSampler(Sampler):
         context, name = array("i", request.prompt.tokens), f"prompt {request.prompt.key!r}"
         if not context:
             raise StockpotError(f"{name} is empty: a model needs at least one token to continue.")
-        longest, limit = len(context) + request.max_tokens, self._config.max_position_embeddings
+        longest = len(context) + request.max_tokens
         for span in request.prefix:
             context.extend(span.tokens)
         length = len(context) - len(request.prompt.tokens)
         if length >= request.max_tokens:
-            raise StockpotError(f"{name}: a prefix of {length} tokens leaves no room in max_tokens={request.max_tokens}.")
-        if longest > limit:
-            raise StockpotError(f"{name}: prompt and max_tokens make {longest} tokens, but the model reads {limit}.")
+            raise StockpotError(f"{name}: max_tokens={request.max_tokens} leaves no room after {length} prefix tokens.")
+        if longest > self._limit:
+            raise StockpotError(
+                f"{name}: prompt and max_tokens make {longest}, but the model reads {self._limit} tokens."
+            )
         if length and context[-1] in self.stop_tokens:
             raise StockpotError(f"{name}: the prefix already ends with a stop token; cut it before that.")
         if not 0 <= min(context) <= max(context) < self._config.vocab_size:
@@ -90,7 +99,7 @@ class TorchSampler(Sampler):
 
     def _rollout(self, request: Request, tokens: list[int], log_probs: list[float]) -> Rollout:
         span = Span(self.author, tokens, log_probs, sampling=request.sampling)
-        finish = "stop" if tokens[-1] in self.stop_tokens else "length"
+        finish: Finish = "stop" if tokens[-1] in self.stop_tokens else "length"
         return Rollout(request.prompt, (*request.prefix, span), finish=finish)
 
 
@@ -100,45 +109,40 @@ class _Rows:
     def __init__(
         self, sampler: TorchSampler, requests: Sequence[Request], contexts: list[array[int]], seed: int
     ) -> None:
-        self.model, self.windows, self.pad, self.contexts = sampler.model, dict(sampler._layers), sampler.pad, contexts
-        device, self.most = self.model.device, min(sampler.max_rows, len(requests))
-        rooms = [r.max_tokens - len(c) + len(r.prompt.tokens) for r, c in zip(requests, contexts, strict=True)]
+        self.model, self.pad, self.limit, self.contexts = sampler.model, sampler.pad, sampler._limit, contexts
+        self.windows = dict(sampler._layers)
+        device, self.dtype, self.most = self.model.device, self.model.dtype, min(sampler.max_rows, len(requests))
         self.waiting = sorted(range(len(requests)), key=lambda i: (len(contexts[i]), contexts[i].tobytes()))
         self.samplings = list(dict.fromkeys(request.sampling for request in requests))
-        fields = [
-            [*range(len(requests))],
-            [context[-1] for context in contexts],
-            [1 - len(context) for context in contexts],
-            rooms,
-            [r.max_tokens - room for r, room in zip(requests, rooms, strict=True)],
-            [self.samplings.index(request.sampling) for request in requests],
-            [_signed(request.key) for request in requests],
-        ]
-        self.fields = torch.tensor(fields, device=device)
-        self.fields[6] = _mix(self.fields[6] ^ _mix(torch.tensor(_signed(seed), device=device)))
+        done = [len(context) - len(r.prompt.tokens) for r, context in zip(requests, contexts, strict=True)]
+        rooms = [r.max_tokens - length for r, length in zip(requests, done, strict=True)]
+        fields: dict[int, list[int]] = {
+            REQUEST: list(range(len(requests))),
+            LAST: [context[-1] for context in contexts],
+            START: [1 - len(context) for context in contexts],  # seen from the column where it is admitted
+            ROOM: rooms,
+            INDEX: done,
+            SETUP: [self.samplings.index(request.sampling) for request in requests],
+            BASE: [_signed(request.key) for request in requests],
+        }
+        self.fields = torch.tensor([fields[i] for i in range(len(fields))], device=device)
+        self.fields[BASE] = _mix(self.fields[BASE] ^ _mix(torch.tensor(_signed(seed), device=device)))
         self.state = self.fields.new_zeros(len(fields), self.most)
-        """One column per row: request, last token, first cache column, room left, index of the next token in the
-        response, sampling setup, random base."""
-        self.count = 0
-        width, room = len(contexts[self.waiting[-1]]) - 1, max(rooms)
+        self.count = self.steps = 0
         self.lag = 1 if device.type == "cpu" else 8  # steps between looks at who is done: a look waits for the device
-        self.columns = width + room * (1 + (len(requests) > self.most)) + self.lag
-        self.cache = RowCache(self.most, self.columns, len(sampler._layers))
+        width, refilled = len(contexts[self.waiting[-1]]) - 1, len(requests) > self.most
+        self.places = torch.arange(width + max(rooms) * (1 + refilled) + self.lag, device=device)
+        self.cache = RowCache(self.most, len(self.places), len(sampler._layers))
         self.cache.begin = self.cache.end = width
-        self.places = torch.arange(self.columns, device=device)
-        stops = [token for token in sampler.stop_tokens if 0 <= token < sampler._config.vocab_size]
         self.stops = torch.zeros(sampler._config.vocab_size, dtype=torch.bool, device=device)
-        self.stops[stops] = True
-        self.limit = sampler._config.max_position_embeddings
-        self.steps = 0
-        self.fused = fused_step(self.model)
+        self.stops[list(sampler.stop_tokens)] = True
         self.trace: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def turnover(self) -> None:
         """Finished rows leave and waiting requests come in, where enough of them make it worth it."""
-        live = self.state[3, : self.count] > 0
+        live = self.state[ROOM, : self.count] > 0
         kept = int(live.sum())
-        admit = self.waiting and self.most - kept >= self.most * ROOM_SHARE
+        admit = bool(self.waiting) and self.most - kept >= self.most * ROOM_SHARE
         if not admit and kept and self.count - kept <= self.count * DEAD_SHARE:
             return
         holes = (~live[:kept]).nonzero().squeeze(1)
@@ -154,10 +158,10 @@ class _Rows:
     def _admit(self) -> None:
         """Fill the free rows, longest contexts first, so that those read together are of similar length."""
         widest = len(self.contexts[self.waiting[-1]]) - 1
-        first = int(self.state[2, : self.count].min()) if self.count else self.cache.end
+        first = int(self.state[START, : self.count].min()) if self.count else self.cache.end
         distance = min(first, self.cache.end - widest)  # columns that no row needs any more
         self.cache.slide(distance, self.count)
-        self.state[2, : self.count] -= distance
+        self.state[START, : self.count] -= distance
         while self.waiting and self.count < self.most:
             chunk: list[tuple[int, int]] = []
             unique: dict[bytes, int] = {}
@@ -170,11 +174,15 @@ class _Rows:
             self._prefill(chunk, list(unique), width)
 
     def _prefill(self, chunk: list[tuple[int, int]], unique: list[bytes], width: int) -> None:
-        """Give rows to `chunk` (request, index of its context in `unique`); read the contexts less their last tokens."""
+        """Give rows to `chunk` (request, its context's index in `unique`); read the contexts less their last tokens.
+
+        Here padding is on the right, where causal attention needs no mask for it. On the way into the cache every
+        context is rolled to end at the common column; what the padding left lands before its start and is masked.
+        """
         device, rows = self.model.device, slice(self.count, self.count + len(chunk))
-        indices, expand = torch.tensor(chunk, device=device).unbind(1)
-        self.state[:, rows] = self.fields[:, indices]
-        self.state[2, rows] += self.cache.end
+        requests, which = torch.tensor(chunk, device=device).unbind(1)
+        self.state[:, rows] = self.fields[:, requests]
+        self.state[START, rows] += self.cache.end
         self.cache.clear(rows, self.cache.end - width)
         self.count = rows.stop
         if width == 0:
@@ -182,8 +190,8 @@ class _Rows:
         bodies = [array("i", data)[:-1] for data in unique]
         ids = torch.tensor([[*body] + [self.pad] * (width - len(body)) for body in bodies], device=device)
         lengths = torch.tensor([len(body) for body in bodies], device=device)
-        self.cache.reading = expand, (self.places[:width] + lengths[expand, None]) % width
         self.cache.target = rows
+        self.cache.reading = which, (self.places[:width] + lengths[which, None]) % width
         self._forward(ids, None, self.places[:width].expand_as(ids))
         self.cache.reading = None
 
@@ -196,14 +204,11 @@ class _Rows:
         masks = {}
         for name, window in self.windows.items():
             if window and column >= window:
-                self.masks[name][..., column - window] = self.lowest
+                self.masks[name][..., column - window] = torch.finfo(self.dtype).min
             masks[name] = self.masks[name][..., cache.begin : cache.end]
         positions = (column - start).clamp_(max=self.limit - 1)  # a finished row may linger for some steps
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        if self.fused:
-            logits = self.fused(last[:, None], mask, positions[:, None], cache).float()
-        else:
-            logits = self._forward(last[:, None], mask, positions[:, None])
+        logits = self._forward(last[:, None], mask, positions[:, None])
         live = room > 0
         tokens, log_probs = self._draw(logits, _uniform(base, index))
         self.trace.append((request.clone(), tokens, log_probs, live))
@@ -232,26 +237,18 @@ class _Rows:
 
     def _arrange(self) -> None:
         """Work out what depends on which rows there are: the window on the cache, masks, rows of each setup."""
-        starts, setups = self.state[2, : self.count], self.state[5, : self.count]
+        starts, setups = self.state[START, : self.count], self.state[SETUP, : self.count]
         self.cache.begin = int(starts.min())
         self.masks = {}
         for name, window in self.windows.items():
-            since = self.cache.end - window if window else -1
-            self.masks[name] = self._additive(((self.places >= starts[:, None]) & (self.places > since))[:, None])
+            seen = (self.places >= starts[:, None]) & (self.places >= (self.cache.end - window if window else 0))
+            mask = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
+            self.masks[name] = mask.masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None, None]
         self.setups: list[tuple[Sampling, Tensor]] = []
         for i, sampling in enumerate(self.samplings):
             rows = (setups == i).nonzero().squeeze(1) if len(self.samplings) > 1 else starts
             if len(rows):
                 self.setups.append((sampling, rows))
-
-    @property
-    def lowest(self) -> float:
-        return torch.finfo(self.model.dtype).min
-
-    def _additive(self, seen: Tensor) -> Tensor:
-        """[rows, queries, columns] of yes and no -> what is added to attention scores, the same for all heads."""
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
-        return mask.masked_fill_(~seen, self.lowest)[:, None]
 
     def drawn(self) -> tuple[list[list[int]], list[list[float]]]:
         """Tokens and log-probs of every request, in the order of the requests."""
@@ -261,8 +258,8 @@ class _Rows:
             raise StockpotError("the model's logits are not finite: its weights hold NaN or infinity.")
         order = request.argsort(stable=True)
         sizes = request.bincount().tolist()
-        cut_tokens, cut_log_probs = tokens[order].split(sizes), log_probs[order].split(sizes)
-        return [part.tolist() for part in cut_tokens], [part.tolist() for part in cut_log_probs]
+        cut = [torch.split(values[order], sizes) for values in (tokens, log_probs)]
+        return [part.tolist() for part in cut[0]], [part.tolist() for part in cut[1]]
 
 
 def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
