@@ -159,8 +159,9 @@ def test_a_response_continued_from_its_own_prefix_is_the_same_response() -> None
     assert [rollout.finish for rollout in again] == [rollout.finish for rollout in whole]
 
 
-def test_uninitialised_memory_never_reaches_a_result() -> None:
-    """Deterministic mode fills new memory with NaN; refills put short contexts beside long ones."""
+def test_uninitialised_memory_never_reaches_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deterministic mode fills new memory with NaN; small prefills put short contexts beside long ones."""
+    monkeypatch.setattr(module, "PREFILL_TOKENS", 8)
     model, requests = make("mistral, sliding"), ragged(40)
     expected = words(sampler(model, max_rows=4).continue_(requests, seed=1))
     torch.use_deterministic_algorithms(True)
@@ -238,6 +239,9 @@ def test_no_token_of_probability_zero_is_drawn() -> None:
     tokens, log_probs = module._choose(logits, Sampling(), uniform)
     assert tokens.tolist() == [1, 3, 1, 3]
     torch.testing.assert_close(log_probs, torch.full((4,), 0.5).log())
+    rounded = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))  # sums that fall short of 1
+    rounded[:, 500:] = -torch.inf
+    assert module._choose(rounded, Sampling(), uniform[3:].expand(50))[0].max() < 500
 
 
 def test_responses_end_with_a_stop_token_or_at_max_tokens() -> None:
@@ -264,11 +268,12 @@ def test_prefixes_come_back_as_they_were_and_the_rest_is_signed() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_contexts_of_one_token_and_the_last_position(name: str) -> None:
+def test_contexts_of_one_token_and_the_last_position(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One-token prompts need no prefill; a finished row may linger while others go on to the model's last position."""
     model = make(name)
     prompts = [Prompt("a", [5]), Prompt("b", [8]), Prompt("c", [1] * 60)]
     requests = [Request(prompts[i], i, max_tokens=room) for i, room in ((0, 3), (1, 63), (2, 4))]
+    monkeypatch.setattr(module, "DEAD_SHARE", 1.0)
     for few in (requests, requests[:2]):
         for rollout in sampler(model, stop_tokens=[]).continue_(few, seed=0):
             found = torch.tensor(rollout.spans[-1].log_probs)
@@ -278,7 +283,11 @@ def test_contexts_of_one_token_and_the_last_position(name: str) -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = make().train()
     model.model.layers[0].eval()
+    modes: list[bool] = []
+    hook = model.register_forward_pre_hook(lambda model, _: modes.append(model.training or torch.is_grad_enabled()))
     sampler(model).continue_(ragged(3), seed=0)
+    hook.remove()
+    assert modes and not any(modes)
     assert model.training and model.model.layers[1].mlp.training and not model.model.layers[0].mlp.training
     assert model.config._attn_implementation == "sdpa"
     model(torch.tensor([[1, 2]])).logits.sum().backward()

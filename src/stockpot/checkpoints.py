@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stockpot.types import StockpotError
 
@@ -63,7 +63,7 @@ def problem(folder: Path) -> str:
                 return f"{name} is missing"
             if digest(folder / name) != expected:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read ({type(error).__name__})"
     return ""
 
@@ -73,12 +73,10 @@ def listed(root: Path) -> list[Checkpoint]:
     found = []
     for folder in root.glob("step-*"):
         if folder.name[5:].isdigit():
-            manifest: dict[str, Any] = {}
-            try:
-                manifest = json.loads((folder / MANIFEST).read_text())
-            except (OSError, ValueError):
-                pass
-            found.append(Checkpoint(folder, int(folder.name[5:]), manifest.get("score")))
+            score = None
+            with suppress(OSError, ValueError, KeyError, TypeError):  # `problem` tells what is wrong with it
+                score = json.loads((folder / MANIFEST).read_text())["score"]
+            found.append(Checkpoint(folder, int(folder.name[5:]), score if isinstance(score, float) else None))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 

@@ -38,7 +38,7 @@ class Evaluation:
 
     samples: int = 16
     """Samples per prompt: pass@k is drawn for k = 1, 2, 4, ... up to it."""
-    prompts: int = 256
+    prompts: int = 128
     """Held-out prompts used, from the head of the test split."""
     every: int = 25
     """Steps between evaluations; 0 evaluates only before and after."""
@@ -68,7 +68,7 @@ class Config:
     """Entropy bonus, added to any algorithm."""
     kl: KL = KL()
     """KL to a reference, added to any algorithm."""
-    learner: Learner = Learner()
+    learner: Learner = Learner(learning_rate=2e-4)
     """The optimiser and its memory."""
     sampling: Sampling = Sampling()
     """The distribution that rollouts are drawn from, and at which log-probs, ratios and entropy are taken."""

@@ -1,0 +1,43 @@
+"""A recipe file for the tests: every stage of a run in about a second, with rewards that really differ.
+
+A model taught for 20 steps never solves countdown, so its rewards would all be 0, its gradients too, and a test of
+the whole loop would see nothing move. Here it is judged by something that it does half of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stockpot.config import Config, Evaluation, Start
+from stockpot.policy import Learner
+from stockpot.prefixes import FromHistory
+from stockpot.regularizers import KL, EntropyBonus
+from stockpot.tasks import Countdown
+
+
+@dataclass(frozen=True)
+class Chatter(Countdown):
+    """Countdown's prompts and demonstrations, but what earns a reward is an even number of words."""
+
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+        return [float(len(completion.split()) % 2 == 0) for completion in completions]
+
+
+recipe = Config(
+    task=Chatter(train_prompts=8, test_prompts=8),
+    start=Start(steps=20, batch=8),
+    prefixes=FromHistory(share=0.5, min_age=1, max_age=3),
+    entropy=EntropyBonus(0.01),
+    kl=KL(0.02, reference="ema", rate=0.3),
+    learner=Learner(learning_rate=1e-3),
+    evaluation=Evaluation(samples=4, prompts=8, every=2),
+    steps=6,
+    prompts_per_step=4,
+    group_size=4,
+    max_tokens=32,
+    checkpoint_every=2,
+    threads=1,
+    device="cpu",
+)
