@@ -36,7 +36,9 @@ SIZES: dict[str, Any] = {
 CONFIGS: dict[str, Any] = {
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
     "llama": LlamaConfig(**SIZES, num_key_value_heads=4),
-    "gpt2": GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=LIMIT),
+    "gpt2": GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=LIMIT, bos_token_id=None, eos_token_id=None
+    ),
     "mistral, sliding": MistralConfig(**SIZES, num_key_value_heads=1, head_dim=8, sliding_window=5),
     "qwen3, one layer sliding": Qwen3Config(
         **SIZES, num_key_value_heads=2, head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=1

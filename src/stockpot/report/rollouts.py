@@ -33,7 +33,7 @@ def show(options: Show) -> None:
         raise StockpotError(f"no such rollouts at step {step}: `stockpot history {options.run}` tells what is stored.")
     for rollout in rollouts:
         for line in lines(rollout, tokenizer, step):
-            out.print(line, soft_wrap=False)
+            out.print(line, soft_wrap=not out.is_terminal)
 
 
 def origin(run: Run) -> str:
@@ -47,13 +47,13 @@ def lines(rollout: Rollout, tokenizer: object, now: int) -> list[Text]:
     authors: list[Author] = list(dict.fromkeys(span.author for span in rollout.spans))
     colour = {a: LIVE if a.version == now else COLOURS[i % len(COLOURS)] for i, a in enumerate(authors)}
     good = (rollout.reward or 0.0) > 0.5
-    heading = Text(f"reward {rollout.reward:.2f} ", style="bold green" if good else "bold red")
+    heading = Text().append(f"reward {rollout.reward:.2f} ", style="bold green" if good else "bold red")
     heading.append(f" prompt {rollout.prompt.key}  rollout {rollout.id}  {rollout.finish}  ", style="dim")
     for author in authors:
         count = sum(len(span) for span in rollout.spans if span.author == author)
         name = author.run if author.version is None else f"v{author.version}"
         heading.append(f"■ {name} {count} tokens  ", style=colour[author])
-    body = Text(rollout.prompt.text + " ", style="dim")
+    body = Text().append(rollout.prompt.text + " ", style="dim")
     for span in rollout.spans:
         text = tokenizer.decode(list(span.tokens), skip_special_tokens=False)  # type: ignore[attr-defined]
         body.append(text, style=f"{colour[span.author]}{' underline' if span.kind == 'prefix' else ''}")
