@@ -48,7 +48,9 @@ def live(moment: str, limit: int, words: list[str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print("--- end of a life", file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

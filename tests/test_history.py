@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from stockpot import history as module
 from stockpot.history import History
+from stockpot.history import file as module
 from stockpot.types import Author, Candidate, Prompt, Rollout, Sampling, Span, StockpotError
 
 fork = multiprocessing.get_context("fork")  # children start in milliseconds, for torch is already imported

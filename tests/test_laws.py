@@ -8,6 +8,7 @@ method is named in one of the tables below, with the reason.
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -31,7 +32,7 @@ from helpers import (
     variants,
 )
 from stockpot import ops
-from stockpot.algorithms import GRPO, Algorithm, Reinforce, Terms, dapo
+from stockpot.algorithms import GRPO, RLOO, Algorithm, Reinforce, Terms, dapo, dr_grpo
 from stockpot.algorithms.base import denominator
 from stockpot.prefixes import head
 from stockpot.types import Author, Batch, Group, Prompt, Rollout, Totals
@@ -209,6 +210,15 @@ def test_the_advantages_of_a_group_sum_to_zero_and_keep_the_order_of_rewards(alg
     assert moved == pytest.approx(advantages)
 
 
+def test_scaled_advantages_have_the_groups_sample_deviation() -> None:
+    """Divided by n - 1, as in TRL and verl: with a group of 2 the other convention is off by 40 %."""
+    for rewards in ([0.0, 1.0], [0.0, 1.0, 0.25, 1.0, -2.0]):
+        advantages = GRPO().advantages(group_of(rewards))
+        deviation = statistics.stdev(rewards)
+        assert statistics.stdev(advantages) == pytest.approx(deviation / (deviation + 1e-4))
+        assert statistics.stdev(dr_grpo().advantages(group_of(rewards))) == pytest.approx(deviation)
+
+
 # --- 6: asymmetric options at symmetric values ----------------------------------------------------------------------
 
 
@@ -238,6 +248,17 @@ def test_two_clips_of_one_size_are_the_plain_clip(name: str, rng: random.Random)
     terms = symmetric.loss(log_probs, batch)
     assert terms.loss.tolist() == pytest.approx(plain_clip(log_probs, batch, 0.1), abs=1e-14)
     assert terms.clipped.any() and not terms.clipped.all()
+
+
+def test_each_side_is_clipped_at_its_own_bound_and_only_where_that_would_help(rng: random.Random) -> None:
+    """Ratios around both bounds, with either sign of the advantage; floor 0.9, ceiling 1.4."""
+    ratios = [0.85, 0.95, 1.3, 1.5] * 2
+    batch = collate([rollout(rng, span(rng, OLD, 8))], [[1.0] * 4 + [-1.0] * 4])
+    log_probs = batch.author_log_probs + torch.tensor(ratios, dtype=torch.float64).log()
+    for kind in (GRPO, RLOO):
+        terms = kind(clip_low=0.1, clip_high=0.4).loss(log_probs, batch)
+        assert terms.clipped.tolist() == [False, False, False, True, True, False, False, False]
+        assert terms.loss.tolist() == pytest.approx([-0.85, -0.95, -1.3, -1.4, 0.9, 0.95, 1.3, 1.5])
 
 
 def test_dapo_with_an_equal_floor_and_ceiling_is_grpo() -> None:

@@ -94,7 +94,7 @@ def fails(**given: Any) -> list[float]:
 @pytest.mark.parametrize(
     ("function", "cause"),
     [
-        (fails, r"fails raised KeyError: 'solution' \(test_rewards.py, line \d+\); it must give every completion a number"),
+        (fails, r"fails raised KeyError: 'solution' \(test_rewards.py, line \d+\); it must give every completion"),
         (lambda **given: [1.0], "gave 1 numbers for 2 completions; it must give every completion one"),
         (lambda **given: [1.0] * 3, "gave 3 numbers for 2 completions"),
         (lambda **given: 1.0, "raised TypeError"),

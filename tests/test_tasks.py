@@ -15,7 +15,11 @@ from stockpot.tasks import Countdown, Dataset
 from stockpot.tasks.countdown import LARGEST, attempts, expression, question, result, right, steps
 from stockpot.types import StockpotError
 
-TASKS = [Countdown(), Countdown(largest=20, give_up=0.0, luck=0.0, max_attempts=3), Countdown(largest=4, test_prompts=20, train_prompts=20)]
+TASKS = [
+    Countdown(),
+    Countdown(largest=20, give_up=0.0, luck=0.0, max_attempts=3),
+    Countdown(largest=4, test_prompts=20, train_prompts=20),
+]
 every_task = pytest.mark.parametrize("task", TASKS, ids=str)
 LINE = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+) , (\d+) ([-+*]) (\d+) = (\d+)")
 
@@ -77,7 +81,7 @@ def test_prompts_and_demonstrations_survive_the_tokenizer(task: Countdown) -> No
 def brute_force(text: str, numbers: list[int], target: int) -> bool:
     """The rules by other means: two operations, one pair of brackets around the first, Python's `eval`."""
     form = r"\( (\d+) [-+*] (\d+) \) [-+*] (\d+)|(\d+) [-+*] \( (\d+) [-+*] (\d+) \)"
-    found = re.fullmatch(form, text)
+    found = re.fullmatch(form, text, re.ASCII)
     used = sorted(int(number) for number in found.groups() if number) if found else []
     stripped = re.sub(r"\b0+(?=\d)", "", text)  # eval does not read 007
     return bool(found) and used == sorted(numbers) and eval(stripped) == target
@@ -86,19 +90,20 @@ def brute_force(text: str, numbers: list[int], target: int) -> bool:
 def test_right_agrees_with_brute_force_over_random_expressions() -> None:
     """Right ones, wrong ones, and right ones with one word changed, dropped, doubled or moved."""
     rng = random.Random(5)
-    words = [*map(str, range(21)), "+", "-", "*", "(", ")", "=", "no", "007", "-3", "²", "1.0"]
+    words = [*map(str, range(21)), "+", "-", "*", "(", ")", "=", "no", "007", "-3", "²", "1.0", "+-", "-*"]
     judged = {True: 0, False: 0}
     for _ in range(4000):
         numbers = [rng.randint(1, 9) for _ in range(3)]
         parts = expression(rng.choice(list(attempts(numbers)))).split()
         for _ in range(rng.choice((0, 0, 1, 2))):
             place = rng.randrange(len(parts))
-            parts[place : place + 1] = rng.choice(([rng.choice(words)], [], [parts[place]] * 2, parts[place : place + 2][::-1]))
+            swapped = parts[place : place + 2][::-1]
+            parts[place : place + 1] = rng.choice(([rng.choice(words)], [], [parts[place]] * 2, swapped))
             parts = parts or ["1"]
         text = " ".join(parts)
         try:
             target = eval(text) if rng.random() < 0.7 else rng.randint(0, 99)
-        except (SyntaxError, TypeError):
+        except (SyntaxError, TypeError, NameError):
             target = rng.randint(0, 99)
         verdict = right(f"3 + 4 = 7 no answer {text}", numbers, target)
         assert verdict == brute_force(text, numbers, target), (text, numbers, target)
@@ -128,6 +133,12 @@ def test_right_finds_every_solution_that_the_generator_lists() -> None:
 )  # fmt: skip
 def test_garbage_is_wrong_and_never_raises(garbage: object) -> None:
     assert right(garbage, (1, 2, 3), 9) is False
+
+
+def test_two_signs_are_no_sign() -> None:
+    """As a part of "+-*" they would pass for a multiplication."""
+    assert right("answer ( 1 * 2 ) * 3", (1, 2, 3), 6)
+    assert not right("answer ( 1 +- 2 ) * 3", (1, 2, 3), 6)
 
 
 def test_the_last_answer_counts() -> None:

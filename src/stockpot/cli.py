@@ -67,6 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run(words: list[str]) -> int:
+    """Hand the words to their command."""
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": train, "resume": resume, "eval": evaluate, "show": show, "history": history, "sft": sft,
     }
@@ -92,6 +93,7 @@ def run(words: list[str]) -> int:
 
 
 def train(words: list[str]) -> None:
+    """`stockpot train`."""
     from stockpot.report.summary import finish
     from stockpot.train import train as go
 
@@ -100,6 +102,7 @@ def train(words: list[str]) -> None:
 
 
 def resume(words: list[str]) -> None:
+    """`stockpot resume`."""
     from stockpot.config import Config, from_json
     from stockpot.record import Run
     from stockpot.report.summary import finish
@@ -112,6 +115,7 @@ def resume(words: list[str]) -> None:
 
 
 def evaluate(words: list[str]) -> None:
+    """`stockpot eval`."""
     from stockpot.report.evaluation import evaluate as go
 
     options = parse("stockpot eval", Eval, words)
@@ -122,18 +126,23 @@ def evaluate(words: list[str]) -> None:
 
 
 def show(words: list[str]) -> None:
+    """`stockpot show`."""
     from stockpot.report.rollouts import show as go
 
     go(parse("stockpot show", Show, words))
 
 
 def history(words: list[str]) -> None:
+    """`stockpot history`."""
     from stockpot.report.store import show as go
 
     go(parse("stockpot history", HistoryOptions, words))
 
 
 def sft(words: list[str]) -> None:
+    """`stockpot sft`."""
+    import torch
+
     import torch
 
     from stockpot import console
@@ -148,6 +157,7 @@ def sft(words: list[str]) -> None:
         raise StockpotError(f"{out} already holds something: name another folder with --out.")
     if not isinstance(config.task, EmbeddedTask):
         raise StockpotError(f"{type(config.task).__name__} brings no demonstrations: only embedded tasks can be taught.")
+    torch.set_num_threads(config.threads)
     torch.set_num_threads(config.threads)
     teach(config.task, config.start, out, seed=config.seed, device=config.device)
     console.tell(f"the taught model is in {out}")
@@ -230,6 +240,7 @@ def members(field: str) -> dict[str, Callable[[], Any]]:
 
 
 def component(field: str, name: str) -> Any:
+    """The component of that name, with its own defaults."""
     known = members(field)
     if name.lower() not in known:
         refuse(f"--{field} knows no {name}", name.lower(), known, f"it knows {', '.join(known)}.")
@@ -237,6 +248,7 @@ def component(field: str, name: str) -> Any:
 
 
 def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
     folder = Path(__file__).parent / "recipes"
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
@@ -249,6 +261,7 @@ def new_folder(recipe: str) -> Path:
 
 
 def refuse(cause: str, word: str, known: Any, cure: str) -> NoReturn:
+    """Refuse a word in one line that names the nearest right one."""
     from stockpot.types import StockpotError
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)

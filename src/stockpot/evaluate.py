@@ -29,6 +29,7 @@ class Result:
     rollouts: tuple[Rollout, ...]
 
     def metrics(self) -> dict[str, float]:
+        """As a line of metrics.jsonl has them."""
         ends = {k: estimate for k, estimate in self.pass_at.items() if k in (1, max(self.pass_at))}
         return {
             **{f"test/pass@{k}": estimate.mean for k, estimate in self.pass_at.items()},

@@ -34,6 +34,7 @@ def load_model(name: str, device: torch.device) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model folder or hub id."""
     from transformers import AutoTokenizer
 
     return _load(AutoTokenizer, name)

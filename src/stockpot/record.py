@@ -35,14 +35,17 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The run's name, by which its policy signs what it writes."""
         return self.folder.name
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
         return self.folder / "checkpoints"
 
     @property
     def history(self) -> Path:
+        """File of the history."""
         return self.folder / "history.sqlite"
 
     @classmethod
@@ -64,6 +67,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, loggers: Sequence[str] = ()) -> Run:
+        """A run folder that exists."""
         path = folder / "config.json"
         if not path.is_file():
             raise StockpotError(f"there is no run in {folder} (no config.json): name a folder that `stockpot train` made.")
@@ -92,6 +96,7 @@ class Run:
             raise
 
     def metrics(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The lines written so far."""
         return list(read_lines(self.folder / name))
 
     def rewind(self, step: int) -> None:

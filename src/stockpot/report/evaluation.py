@@ -39,6 +39,7 @@ def evaluate(options: Eval, config: Config | None) -> None:
 
 
 def find(run: Run, step: int | None) -> checkpoints.Checkpoint:
+    """The run's checkpoint of that step, or its newest whole one."""
     found = [c for c in checkpoints.listed(run.checkpoints) if c.step == step] if step is not None else []
     chosen = checkpoints.latest(run.checkpoints, console.tell) if step is None else found[0] if found else None
     if chosen is None:
@@ -48,12 +49,14 @@ def find(run: Run, step: int | None) -> checkpoints.Checkpoint:
 
 
 def setup(how: Evaluation, options: Eval) -> Evaluation:
+    """The run's way of evaluating, with what the options change."""
     given = {name: value for name in ("temperature", "top_p") if (value := getattr(options, name)) is not None}
     sizes = {name: value for name in ("samples", "prompts") if (value := getattr(options, name)) is not None}
     return replace(how, sampling=replace(how.sampling, **given), **sizes)
 
 
 def table(result: Result, name: str, how: Evaluation, prompts_used: int) -> Table:
+    """What was found, as people read it."""
     made = Table(title=f"{name}: {prompts_used} prompts x {how.samples} samples", title_justify="left")
     made.add_column("")
     made.add_column("mean and 95 % interval over problems", justify="right")

@@ -18,6 +18,7 @@ LIVE = "white"
 
 
 def show(options: Show) -> None:
+    """Print the rollouts asked for."""
     run = Run.open(options.run)
     tokenizer = load_tokenizer(origin(run))
     out = Console(highlight=False)

@@ -11,6 +11,7 @@ from stockpot.record import Run
 
 
 def show(options: HistoryOptions) -> None:
+    """Print the summary, and export if asked."""
     run = Run.open(options.run)
     out = Console(highlight=False)
     with History.open(run.history, read_only=True) as history:

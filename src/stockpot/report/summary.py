@@ -38,6 +38,7 @@ def table(before: dict[str, Any], after: dict[str, Any]) -> Table:
 
 
 def cell(row: dict[str, Any], key: str) -> str:
+    """A figure with its interval, where one was recorded."""
     if f"{key}/low" in row:
         return f"{row[key]:.3f} [{row[f'{key}/low']:.3f}, {row[f'{key}/high']:.3f}]"
     return f"{row[key]:.3f}"

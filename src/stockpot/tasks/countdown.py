@@ -36,7 +36,7 @@ class Countdown(EmbeddedTask):
     """How many prompts RL goes round; a prompt met again is one that the history knows."""
     test_prompts: int = 256
     """How many held-out prompts evaluation uses; none of them is ever taught or trained."""
-    give_up: float = 0.4
+    give_up: float = 0.5
     """The teacher's chance to give up after each failed attempt and to answer wrongly: what RL can unlearn."""
     luck: float = 0.4
     """The teacher's chance that an attempt is a right one instead of a random one."""
@@ -144,11 +144,13 @@ def result(attempt: Attempt) -> int:
 
 
 def steps(attempt: Attempt) -> str:
+    """An attempt as the trace shows it: two equations."""
     a, first, b, x, second, y = attempt
     return f"{a} {first} {b} = {apply(a, first, b)} , {x} {second} {y} = {result(attempt)}"
 
 
 def expression(attempt: Attempt) -> str:
+    """An attempt as one expression: the form of an answer."""
     a, first, b, x, second, y = attempt
     middle = apply(a, first, b)
     return f"( {a} {first} {b} ) {second} {y}" if x == middle else f"{x} {second} ( {a} {first} {b} )"
@@ -167,7 +169,7 @@ def right(completion: Any, numbers: Sequence[int], target: int) -> bool:
         left, second, a, first, b, inner_first = words[0], words[1], words[3], words[4], words[5], False
     else:
         return False
-    if not (a.isdigit() and b.isdigit() and left.isdigit() and first in "+-*" and second in "+-*"):
+    if not (all(n.isascii() and n.isdigit() for n in (a, b, left)) and {first, second} <= {"+", "-", "*"}):
         return False
     if sorted(map(int, (a, b, left))) != sorted(numbers):
         return False
@@ -183,6 +185,6 @@ def _problems(largest: int) -> list[tuple[tuple[int, ...], int]]:
         for b in range(a, largest + 1):
             for c in range(b, largest + 1):
                 found |= {((a, b, c), result(attempt)) for attempt in _attempts((a, b, c))}
-    problems = sorted(problem for problem in found if problem[1] >= 10)
+    problems: list[tuple[tuple[int, ...], int]] = sorted(problem for problem in found if problem[1] >= 10)
     random.Random(0).shuffle(problems)
     return problems

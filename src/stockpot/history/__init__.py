@@ -1,0 +1,5 @@
+"""The history: `store` remembers, `file` is the SQLite file, `rows` and `parquet` are its forms."""
+
+from stockpot.history.store import History
+
+__all__ = ["History"]
