@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint env parity bench clean
+.PHONY: demo test lint env parity clean
 
 demo: .venv/ready
 	$(BIN)/stockpot train
@@ -24,5 +24,15 @@ env: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
 	touch $@
 
+# Numbers against TRL and verl, in an environment of their own.
+parity: .venv-parity/ready
+	OMP_NUM_THREADS=1 PYTHONPATH=src .venv-parity/bin/python -m pytest -W ignore --confcutdir tests/parity tests/parity
+
+.venv-parity/ready: constraints-parity.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-parity.txt torch
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-parity.txt trl verl accelerate datasets pytest
+	touch $@
+
 clean:
-	rm -rf .venv build src/*.egg-info
+	rm -rf .venv .venv-parity build src/*.egg-info

@@ -27,8 +27,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("prompts",),
     ("tasks", "rewards", "samplers", "history", "policy", "record", "checkpoints", "console", "models", "options"),
+    ("fused",),
     ("diagnostics",),
-    ("algorithms", "regularizers", "prefixes", "batching", "passk"),
+    ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring"),
     ("ops",),
     ("types",),
 )
@@ -151,7 +152,8 @@ def unsigned(tree: ast.Module) -> Iterator[str]:
             if not ast.get_docstring(node) and not (isinstance(node, Function) and len(node.body) == 1):
                 yield node.name
             for method in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(method, Function) and not method.name.startswith("_"):
+                setter = any(ast.unparse(d).endswith(".setter") for d in getattr(method, "decorator_list", ()))
+                if isinstance(method, Function) and not method.name.startswith("_") and not setter:
                     said = ast.get_docstring(method) or len(method.body) == 1 or explained_above(node, method.name)
                     if not said:
                         yield f"{node.name}.{method.name}"

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TINY, assert_same_bits, metrics, stockpot, trained, weights
-from tiny import Chatter, recipe
 
+from runs import TINY, assert_same_bits, metrics, stockpot, trained, weights
 from stockpot.algorithms import Reinforce
 from stockpot.config import Config, Evaluation, from_json, to_json
 from stockpot.history import History
@@ -25,6 +24,7 @@ from stockpot.tasks import Dataset
 from stockpot.tasks.dataset import load_function
 from stockpot.train import train
 from stockpot.types import Author, Rollout
+from tiny import Chatter, recipe
 
 METRICS = Path(__file__).parents[1] / "docs" / "metrics.md"
 
@@ -36,8 +36,8 @@ def stored(run: Path, step: int | None = None) -> list[Rollout]:
 
 def short(started: str, **changes: Any) -> Config:
     """Three steps from the taught model, without what a test does not ask for."""
-    plain = replace(recipe, model=started, steps=3, entropy=EntropyBonus(), kl=KL(), prefixes=NoPrefixes())
-    return replace(plain, evaluation=replace(plain.evaluation, every=0), **changes)
+    plain: dict[str, Any] = {"steps": 3, "entropy": EntropyBonus(), "kl": KL(), "prefixes": NoPrefixes()}
+    return replace(recipe, **{"model": started, "evaluation": Evaluation(2, 2, 0), **plain, **changes})
 
 
 # --- the record and the history -------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_evaluation_leaves_no_trace_in_training(finished: Path, started: str, tm
     """It never writes to the history, and how often it happens changes not a bit of what is learned."""
     assert len(stored(finished)) == recipe.steps * recipe.prompts_per_step * recipe.group_size
     for name, how in (("often", Evaluation(samples=2, prompts=3, every=1)), ("seldom", Evaluation(1, 1, 0))):
-        train(replace(short(started), evaluation=how), tmp_path / name / "run")
+        train(short(started, evaluation=how), tmp_path / name / "run")
     one, other = tmp_path / "often" / "run", tmp_path / "seldom" / "run"
     assert stored(one) == stored(other) and weights(one) == weights(other)
     assert [("test/pass@1" in row) for row in metrics(one)] == [True] * 4
@@ -198,7 +198,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def optional(started: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     runs = {name: tmp_path_factory.mktemp("option") / "run" for name in OPTIONS}
     for name, folder in runs.items():
-        train(short(started, **OPTIONS[name], evaluation=Evaluation(1, 1, 0)), folder)
+        train(short(started, **OPTIONS[name]), folder)
     return runs
 
 
@@ -315,7 +315,8 @@ def test_a_conversation_and_an_async_judge_run_from_the_command_line(chatting: P
     run, calls = on_dataset(chatting, "chats", "patient")
     completions, _, others = calls[1]
     rollouts, row = stored(run, 0), metrics(run)[1]
-    assert others["prompts"] == [[{"role": "user", "content": r.prompt.columns["prompt"][0]["content"]}] for r in rollouts]
+    assert others["prompts"] == [r.prompt.columns["prompt"] for r in rollouts]
+    assert all(m[0].keys() == {"role", "content"} and m[0]["role"] == "user" for m in others["prompts"])
     assert all(m[0].keys() == {"role", "content"} and m[0]["role"] == "assistant" for m in completions)
     assert row["reward/unjudged"] == len(rollouts) / 4
     assert [r.reward for r in rollouts] == [0.0, 1.0, 1.0, 1.0] * (len(rollouts) // 4)

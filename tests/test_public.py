@@ -41,10 +41,7 @@ def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse(Path(stockpot.__file__).read_text())
     (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {
-        (node.module, alias.name)
-        for node in guarded.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+        (node.module, alias.name) for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     rooms = {(f"stockpot.{room}", name) for room, names in stockpot._ROOMS.items() for name in names}
     assert seen == rooms

@@ -176,8 +176,8 @@ def test_a_step_takes_the_next_prompts_and_every_round_takes_each_once() -> None
 def test_a_dataset_holds_out_its_last_tenth(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"prompt": question((1, 2, 3), i), "n": i}) + "\n" for i in range(30)))
-    task = Dataset(train=str(path))
+    task = Dataset(train=str(path), judge="math:fsum")
     assert [row["n"] for row in task.rows("train")] == list(range(27))
     assert [row["n"] for row in task.rows("test")] == [27, 28, 29]
-    named = Dataset(train=str(path), test=str(path))
+    named = Dataset(train=str(path), test=str(path), judge="math:fsum")
     assert len(named.rows("train")) == len(named.rows("test")) == 30

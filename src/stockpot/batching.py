@@ -54,53 +54,12 @@ def collate(
 
     `advantages` holds a number per rollout, or a number per response token. Ages are counted at version `now` of `run`.
     """
-    prompts, responses = [len(r.prompt.tokens) for r in rollouts], [len(r) for r in rollouts]
-    sizes = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    if 0 in prompts:
-        raise StockpotError(f"prompt {rollouts[prompts.index(0)].prompt.key!r} is empty: nothing predicts the first token.")
-    rows = _pack(sizes, pack_to)
-    width = max((sum(sizes[i] for i in row) for row in rows), default=1)
-    home, first, segment = [0] * len(rollouts), [0] * len(rollouts), [0] * len(rollouts)
-    for number, row in enumerate(rows):
-        column = 0
-        for place, i in enumerate(row):
-            home[i], first[i], segment[i] = number, column, place
-            column += sizes[i]
-
-    # All sequences end to end: `whose` each token is, and its `place` there. From here on whole-tensor operations do
-    # what a loop over tokens would; with 25,000 tokens a step, that loop is several per cent of the update.
-    whose = _repeat(range(len(rollouts)), sizes)
-    place = torch.arange(len(whose)) - _repeat([end - size for end, size in zip(accumulate(sizes), sizes)], sizes)
-    where = (_repeat(home, sizes), _repeat(first, sizes) + place)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    positions = torch.arange(width).repeat(len(rows), 1)
-    segments = torch.full((len(rows), width), -1, dtype=torch.long)
-    ids[where] = _joined((part.tokens for r in rollouts for part in (r.prompt, *r.spans)), "i").long()
-    positions[where] = place
-    segments[where] = _repeat(segment, sizes)
-    index = place - _repeat(prompts, sizes)
-    response = index >= 0
-    row_n, column_n = where[0][response], where[1][response]
-
-    spans = [span for rollout in rollouts for span in rollout.spans]
-    lengths = [len(span) for span in spans]
+    responses = [len(rollout) for rollout in rollouts]
     samplings: dict[Sampling, int] = {}
-    ages = [span.author.age(now) if span.author.run == run else None for span in spans]
+    tensors = _rows(rollouts, pack_to, pad) | _of_spans(rollouts, run, now, samplings)
     return Batch(
-        ids=ids.to(device),
-        positions=positions.to(device),
-        segments=segments.to(device),
-        row=row_n.to(device),
-        column=column_n.to(device),
-        tokens=ids[row_n, column_n].to(device),
-        trained=_repeat([span.trained for span in spans], lengths).bool().to(device),
-        author_log_probs=_joined((_log_probs(span) for span in spans), "f").to(device, dtype),
-        known=_repeat([span.log_probs is not None for span in spans], lengths).bool().to(device),
-        age=_repeat([-1 if age is None else age for age in ages], lengths).to(device),
-        kind=_repeat([KINDS.index(span.kind) for span in spans], lengths).to(device),
-        sampling=_repeat([samplings.setdefault(s.sampling, len(samplings)) for s in spans], lengths).to(device),
-        index=index[response].to(device),
-        rollout=whose[response].to(device),
+        **{name: tensor.to(device) for name, tensor in tensors.items()},
+        author_log_probs=_joined((_log_probs(s) for r in rollouts for s in r.spans), "f").to(device, dtype),
         advantages=_per_token(advantages, responses).to(device, dtype),
         rewards=torch.tensor([r.reward or 0.0 for r in rollouts], dtype=dtype, device=device),
         lengths=torch.tensor([trained_length(r) for r in rollouts], device=device),
@@ -109,6 +68,49 @@ def collate(
         reference_log_probs=None if reference_log_probs is None
         else torch.cat([log_probs.to(device, dtype) for log_probs in reference_log_probs]),
     )
+
+
+def _rows(rollouts: Sequence[Rollout], pack_to: int, pad: int) -> dict[str, Tensor]:
+    """What the model reads, and where in it each response token stands.
+
+    All sequences are laid end to end: `whose` each token is, and its `place` there. Operations on whole tensors then
+    do what a loop over tokens would; with 25,000 tokens a step, that loop is several per cent of the update.
+    """
+    prompts = [len(rollout.prompt.tokens) for rollout in rollouts]
+    if 0 in prompts:
+        empty = rollouts[prompts.index(0)].prompt.key
+        raise StockpotError(f"prompt {empty!r} is empty: there is nothing to predict the first token from.")
+    sizes = [prompt + len(rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]
+    rows = _pack(sizes, pack_to)
+    width = max((sum(sizes[i] for i in row) for row in rows), default=1)
+    home, first, segment = _places(rows, sizes)
+    whose = _repeat(range(len(rollouts)), sizes)
+    place = torch.arange(len(whose)) - _repeat(list(accumulate(sizes, initial=0))[:-1], sizes)
+    row, column = _repeat(home, sizes), _repeat(first, sizes) + place
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    positions = torch.arange(width).repeat(len(rows), 1)
+    segments = torch.full((len(rows), width), -1, dtype=torch.long)
+    tokens = _joined((ids for r in rollouts for ids in (r.prompt.tokens, *(s.tokens for s in r.spans))), "i").long()
+    ids[row, column], positions[row, column], segments[row, column] = tokens, place, _repeat(segment, sizes)
+    index = place - _repeat(prompts, sizes)
+    flat = {"row": row, "column": column, "tokens": tokens, "index": index, "rollout": whose}
+    return {"ids": ids, "positions": positions, "segments": segments} | {n: t[index >= 0] for n, t in flat.items()}
+
+
+def _of_spans(rollouts: Sequence[Rollout], run: str, now: int, samplings: dict[Sampling, int]) -> dict[str, Tensor]:
+    """What a token has from its span; `samplings` is filled with the setups in the order they are met."""
+    spans = [span for rollout in rollouts for span in rollout.spans]
+    ages = [span.author.age(now) if span.author.run == run else None for span in spans]
+    columns: dict[str, list[int]] = {
+        "age": [-1 if age is None else age for age in ages],
+        "kind": [KINDS.index(span.kind) for span in spans],
+        "sampling": [samplings.setdefault(span.sampling, len(samplings)) for span in spans],
+        "trained": [span.trained for span in spans],
+        "known": [span.log_probs is not None for span in spans],
+    }
+    lengths = [len(span) for span in spans]
+    flat = {name: _repeat(values, lengths) for name, values in columns.items()}
+    return flat | {name: flat[name].bool() for name in ("trained", "known")}
 
 
 def _repeat(values: Iterable[int], times: Sequence[int]) -> Tensor:
@@ -120,7 +122,7 @@ def _joined(parts: Iterable[Sequence[float]], typecode: str) -> Tensor:
     """Stored ids ("i") or log-probs ("f"), end to end, without a Python object per token."""
     joined = array(typecode)
     for part in parts:
-        joined.extend(part)
+        joined.extend(part)  # type: ignore[arg-type]
     kind = torch.int32 if typecode == "i" else torch.float32
     return torch.frombuffer(joined, dtype=kind) if joined else torch.empty(0, dtype=kind)
 
@@ -153,6 +155,17 @@ def _pack(lengths: Sequence[int], pack_to: int) -> list[list[int]]:
             rows.append([i])
             used.append(length)
     return rows
+
+
+def _places(rows: Sequence[Sequence[int]], sizes: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Where each sequence stands: its row, its first column, and its number in the row."""
+    home, first, segment = [0] * len(sizes), [0] * len(sizes), [0] * len(sizes)
+    for row, members in enumerate(rows):
+        column = 0
+        for number, i in enumerate(members):
+            home[i], first[i], segment[i] = row, column, number
+            column += sizes[i]
+    return home, first, segment
 
 
 def attention_blocks(batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -204,12 +205,11 @@ def parse(prog: str, kind: Any, words: list[str], default: Any = None) -> Any:
 
 def one_line(box: str, prog: str) -> str:
     """What tyro drew as a box, as one sentence that names the nearest right option."""
-    lines = [line.strip(" │\n") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    if not any(line.startswith("│") for line in box.splitlines()):
-        lines = [line.strip() for line in box.splitlines()]
-    bars = [i for i, line in enumerate(lines) if line and set(line) <= {"─", "-"}] + [len(lines)]
-    cause = re.sub(r"\s+", " ", " ".join(lines[: bars[0]])).strip().rstrip(".")
-    near = re.search(r"Perhaps you meant:?\s+(--[\w.-]+)", " ".join(lines).replace("─", ""))
+    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    ruled = [" ".join(part) for rule, part in groupby(lines, lambda line: bool(re.fullmatch("─+|-+", line))) if not rule]
+    told = [" ".join(part.split()) for part in ruled]
+    cause = told["│" not in box].rstrip(".")  # where boxes cannot be drawn, a title stands above a rule of its own
+    near = re.search(r"Perhaps you meant:? (--[\w.-]+)", " ".join(told))
     cause = re.sub(r"^Unrecognized options: (\S+?),?( .*|$)", r"there is no option \1", cause)
     return f"{cause}" + (f"; did you mean {near[1]}?" if near else ".") + f" `{prog} --help` explains every option."
 

@@ -58,7 +58,7 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
         return kind.from_pretrained(name, **options)
     except Exception as error:  # transformers raises many kinds; all of them mean that there is no model here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StockpotError(f"cannot load {name}: {reason}") from error
+        raise StockpotError(f"cannot load {name} ({reason}): check the folder or the hub id.") from error
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

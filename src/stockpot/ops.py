@@ -85,7 +85,7 @@ def kl(log_probs: Tensor, reference: Tensor, estimator: str = "k3") -> Tensor:
         return d
     if estimator == "k2":
         return d.square() / 2
-    return ratio(-d) - 1 + d
+    return ratio(-d) - 1 + d.clamp_min(-LOG_RATIO_LIMIT)
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:

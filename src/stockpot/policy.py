@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from stockpot import batching, diagnostics, ops
+from stockpot import batching, diagnostics, fused, ops, scoring
 from stockpot.algorithms.base import Algorithm, denominator
 from stockpot.regularizers import KL, EntropyBonus
-from stockpot.types import Author, Batch, Rollout, Sampling, StockpotError, Totals
+from stockpot.types import Author, Batch, Rollout, StockpotError, Totals
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Learner:
     tokens_per_pass: int = 8192
     """Budget of one forward and backward pass, padding included; never changes the result."""
     logits_mb: int = 256
-    """Most memory for logits and their gradient at any time: longer streams go in chunks, recomputed backward."""
+    """Most memory for logits and their gradients at any time: longer streams go in chunks, recomputed backward."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What matrices are multiplied in; weights and optimiser stay in float32. auto: bfloat16 on a GPU, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations backward: less memory, a third more time."""
 
@@ -64,19 +67,59 @@ class Policy:
         self.model, self.learner, self.run, self.pad = model, learner, run, pad
         self.version = 0
         self.skipped_steps = 0
-        self.reference: Any = None
+        self._reference: Any = None
+        if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+            model.float()  # a step of 1e-4 is lost on a weight that has 8 bits
+        fused.speed_up(model)
         self.backbone, self.head = split_model(model)
         if learner.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.eval()
+        self._check_head()
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameters, lr=learner.learning_rate, betas=(learner.beta1, learner.beta2),
             weight_decay=learner.weight_decay, fused=parameters[0].device.type in ("cpu", "cuda"),
         )
 
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """`log_probs` never calls the whole model, so what it calls instead must give what the model gives."""
+        ids = torch.arange(4, device=self.device).unsqueeze(0) % self.model.config.get_text_config().vocab_size
+        with self.precision():
+            ours = self.head(self.backbone(input_ids=ids, use_cache=False).last_hidden_state)
+            theirs = self.model(input_ids=ids, use_cache=False).logits
+        slack = 0.02 if ours.dtype == torch.bfloat16 else 1e-4
+        if not torch.allclose(ours, theirs, rtol=slack, atol=slack * float(theirs.abs().max()), equal_nan=True):
+            raise StockpotError(
+                f"{type(self.model).__name__} does something to its logits after the head that stockpot does not know; "
+                "it cannot be trained here."
+            )
+
+    @contextmanager
+    def precision(self, model: Any = None) -> Iterator[None]:
+        """Within, the policy (or `model`) runs as it does for learning: in bfloat16 where `learner.dtype` says so."""
+        kind, wish = self.device.type, self.learner.dtype
+        half = wish == "bfloat16" or (wish == "auto" and kind == "cuda")
+        attention = fused.attention(model or self.model) if half and kind == "cpu" else nullcontext()
+        with torch.autocast(kind, torch.bfloat16, enabled=half), attention:
+            yield
+
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return torch.device(next(self.model.parameters()).device)
+
+    @property
+    def reference(self) -> Any:
+        """The model that a KL is measured against; None until there is one. What is put here is frozen."""
+        return self._reference
+
+    @reference.setter
+    def reference(self, model: Any) -> None:
+        """Run by the same code as the policy, so that equal weights give equal bits, and a KL of exactly 0."""
+        self._reference = None if model is None else model.eval().requires_grad_(False)
+        if model is not None:
+            fused.speed_up(model)
 
     @property
     def author(self) -> Author:
@@ -94,40 +137,12 @@ class Policy:
         inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.packed:
             inputs |= {"attention_mask": batching.attention_blocks(batch), "position_ids": batch.positions}
-        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=batch.ids.device.type == "cuda"):
+        with self.precision(model):
             hidden = backbone(**inputs).last_hidden_state[batch.row, batch.column - 1]
-            pieces = [
-                self._score(head, hidden[part], batch.tokens[part], batch.sampling[part], batch.samplings, entropy_grad)
-                for part in self._chunks(len(batch.tokens))
-            ]
-        return torch.cat([p for p, _ in pieces]), torch.cat([e for _, e in pieces])
-
-    def _chunks(self, count: int) -> Iterator[slice]:
-        size = max(1, int(self.learner.logits_mb * 2**20 / (8 * self.model.config.vocab_size)))
-        return (slice(start, start + size) for start in range(0, max(count, 1), size))
-
-    def _score(
-        self, head: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, which: Tensor,
-        samplings: tuple[Sampling, ...], entropy_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        def score(hidden: Tensor) -> tuple[Tensor, Tensor]:
-            logits = head(hidden).float() if hidden.dtype != torch.float64 else head(hidden)
-            if len(samplings) == 1:
-                logits = ops.process_logits(logits, samplings[0], keep=tokens)
-            else:
-                processed = torch.empty_like(logits)
-                for i, sampling in enumerate(samplings):
-                    rows = (which == i).nonzero().squeeze(-1)
-                    processed = processed.index_copy(
-                        0, rows, ops.process_logits(logits[rows], sampling, keep=tokens[rows])
-                    )
-                logits = processed
-            log_probs, entropy = ops.log_prob_and_entropy(logits, tokens)
-            return log_probs, entropy if entropy_grad else entropy.detach()
-
-        if not torch.is_grad_enabled() or len(tokens) * self.model.config.vocab_size * 8 <= 2**24:
-            return score(hidden)
-        return checkpoint(score, hidden, use_reentrant=False)  # type: ignore[no-any-return]
+            return scoring.log_probs_and_entropy(
+                head, hidden, batch.tokens, batch.sampling, batch.samplings, entropy_grad=entropy_grad,
+                vocabulary=self.model.get_output_embeddings().weight.shape[0], limit=self.learner.logits_mb * 2**20,
+            )
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference"]) -> list[Tensor]:
@@ -135,9 +150,10 @@ class Policy:
         lengths = [len(r.prompt.tokens) + len(r) for r in rollouts]
         scored: list[Tensor] = [torch.empty(0)] * len(rollouts)
         for chosen in batching.split(lengths, self.learner.tokens_per_pass):
-            batch = batching.collate([rollouts[i] for i in chosen], [0.0] * len(chosen), pad=self.pad, device=self.device)
+            some = [rollouts[i] for i in chosen]
+            batch = batching.collate(some, [0.0] * len(some), pad=self.pad, device=self.device)
             log_probs, _ = self.log_probs(batch, model=None if of == "policy" else self.reference)
-            for i, piece in zip(chosen, log_probs.split([len(rollouts[i]) for i in chosen]), strict=True):
+            for i, piece in zip(chosen, torch.split(log_probs, [len(rollout) for rollout in some]), strict=True):
                 scored[i] = piece
         return scored
 
@@ -151,33 +167,43 @@ class Policy:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         views: list[diagnostics.View] = []
-        whole_loss, whole_kl, skipped = 0.0, 0.0, ""
-        tokens = float(max(totals.tokens, 1))
-        for batch in batches:
-            log_probs, entropy = self.log_probs(batch, entropy_grad=entropy_bonus.coefficient != 0)
-            terms = algorithm.loss(log_probs, batch)
-            loss = ops.reduce(terms.loss, batch.trained, denominator(algorithm.normalise, batch, totals))
-            if entropy_bonus.coefficient != 0:
-                loss = loss + ops.reduce(entropy_bonus.term(entropy), batch.trained, tokens)
-            if batch.reference_log_probs is not None:
-                distance = ops.kl(log_probs.detach(), batch.reference_log_probs, "k3")
-                whole_kl += float(ops.reduce(distance, batch.trained, tokens))
-                if kl.active and not kl.in_advantage:
-                    loss = loss + ops.reduce(kl.term(log_probs, batch), batch.trained, tokens)
-            if not math.isfinite(loss.item()):
-                skipped = f"the loss is {loss.item()}"
-                break
-            loss.backward()
-            whole_loss += loss.item()
-            views.append(diagnostics.view(log_probs, entropy, terms, batch))
+        sums, skipped = {"loss": 0.0} | ({"kl_to_reference": 0.0} if kl.active else {}), ""
+        with self.precision():  # around all passes, so that weights are cast to bfloat16 once
+            for batch in batches:
+                log_probs, entropy = self.log_probs(batch, entropy_grad=entropy_bonus.coefficient != 0)
+                terms = algorithm.loss(log_probs, batch)
+                loss = ops.reduce(terms.loss, batch.trained, denominator(algorithm.normalise, batch, totals))
+                loss = loss + self._regularisers(log_probs, entropy, batch, totals, entropy_bonus, kl, sums)
+                sums["loss"] += loss.item()
+                if not math.isfinite(sums["loss"]):
+                    skipped = f"the loss is {sums['loss']}"
+                    break
+                loss.backward()  # type: ignore[no-untyped-call]
+                views.append(diagnostics.view(log_probs, entropy, terms, batch))
         norm = math.nan if skipped else self._step()
         if not skipped and not math.isfinite(norm):
             skipped = f"the gradient's norm is {norm}"
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.eval()
         self.skipped_steps += bool(skipped)
-        metrics = {"loss": whole_loss, "grad_norm": norm, "skipped_steps": float(self.skipped_steps)}
-        if kl.active:
-            metrics["kl_to_reference"] = whole_kl
+        metrics = sums | {"grad_norm": norm, "skipped_steps": float(self.skipped_steps)}
         return Update(metrics if skipped else metrics | diagnostics.summarise(views), skipped)
+
+    def _regularisers(
+        self, log_probs: Tensor, entropy: Tensor, batch: Batch, totals: Totals, entropy_bonus: EntropyBonus, kl: KL,
+        sums: dict[str, float],
+    ) -> Tensor | float:
+        """What the entropy bonus and the KL add to the loss; the KL's size is summed on the way."""
+        added: Tensor | float = 0.0
+        tokens = float(max(totals.tokens, 1))
+        if entropy_bonus.coefficient != 0:
+            added = added + ops.reduce(entropy_bonus.term(entropy), batch.trained, tokens)
+        if kl.active and batch.reference_log_probs is not None:
+            distance = ops.kl(log_probs.detach(), batch.reference_log_probs, "k3")
+            sums["kl_to_reference"] += float(ops.reduce(distance, batch.trained, tokens))
+            if not kl.in_advantage:
+                added = added + ops.reduce(kl.term(log_probs, batch), batch.trained, tokens)
+        return added
 
     def _step(self) -> float:
         warm = min(1.0, (self.version + 1) / (self.learner.warmup + 1))
@@ -186,14 +212,13 @@ class Policy:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.learner.max_grad_norm))
         if math.isfinite(norm):
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     # --- the reference ---------------------------------------------------------------------------------------------
 
     def keep_reference(self) -> None:
         """Remember the policy as it is now as the reference."""
-        self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.reference = copy.deepcopy(self.model)
 
     @torch.no_grad()
     def move_reference(self, rate: float) -> None:
@@ -206,39 +231,65 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Weights as Hugging Face does, the optimiser's state and the reference beside them; no pickle anywhere."""
         self.model.save_pretrained(folder)
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        names = [name for name, _ in self._trained()]
         state = self.optimizer.state_dict()["state"]
         tensors = {f"{key}/{names[i]}": value for i, entry in state.items() for key, value in entry.items()}
-        save_file(tensors, folder / "optimizer.safetensors")
+        # as tensors, since the order of safetensors' own notes changes from one writing to the next
+        counts = {name: torch.tensor(getattr(self, name)) for name in COUNTS}
+        save_file(tensors | counts, folder / OPTIMIZER)
         if self.reference is not None:
-            save_file(dict(self.reference.named_parameters()), folder / "reference.safetensors")
+            save_file(dict(self.reference.named_parameters()), folder / REFERENCE)
 
     def restore(self, folder: Path) -> None:
-        """Everything that `save` wrote except the weights, which the model was loaded with."""
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        """Everything that `save` wrote except the weights, which the model was loaded with. All of it, or an error."""
+        index = {name: i for i, (name, _) in enumerate(self._trained())}
+        shapes = dict(self._trained())
+        stored = _read(folder / OPTIMIZER)
+        counts = {name: int(stored.pop(name, 0)) for name in COUNTS}
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / "optimizer.safetensors").items():
-            kind, name = key.split("/", 1)
-            state.setdefault(names.index(name), {})[kind] = value
-        packed = self.optimizer.state_dict()
-        self.optimizer.load_state_dict(packed | {"state": state})
-        if (folder / "reference.safetensors").exists():
-            self.keep_reference()
-            stored = load_file(folder / "reference.safetensors")
+        for key, value in stored.items():
+            kind, _, name = key.partition("/")
+            if name not in index or (kind != "step" and value.shape != shapes[name].shape):
+                raise StockpotError(f"{folder / OPTIMIZER} is of another model ({key}): take another checkpoint.")
+            state.setdefault(index[name], {})[kind] = value
+        reference = None
+        if (folder / REFERENCE).exists():
+            weights = _read(folder / REFERENCE)
+            reference = copy.deepcopy(self.model)
+            own = dict(reference.named_parameters())
+            if {name: tensor.shape for name, tensor in weights.items()} != {n: p.shape for n, p in own.items()}:
+                raise StockpotError(f"{folder / REFERENCE} is of another model: take another checkpoint.")
             with torch.no_grad():
-                for name, parameter in self.reference.named_parameters():
-                    parameter.copy_(stored[name])
+                for name, parameter in own.items():
+                    parameter.copy_(weights[name])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.version, self.skipped_steps = counts["version"], counts["skipped_steps"]
+        self.reference = reference if reference is not None else self.reference
+
+    def _trained(self) -> list[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+
+OPTIMIZER, REFERENCE = "optimizer.safetensors", "reference.safetensors"
+COUNTS = ("version", "skipped_steps")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StockpotError(f"{path} cannot be read ({error}): resume from an earlier checkpoint.") from error
 
 
 def split_model(model: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
     """(backbone, head): the head turns hidden states into logits, with the cap or scale some families apply."""
     embedding = model.get_output_embeddings()
-    config = model.config
+    config = model.config.get_text_config(decoder=True)
     cap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
 
     def head(hidden: Tensor) -> Tensor:
-        logits = embedding(hidden)
+        logits: Tensor = embedding(hidden)
         logits = logits if scale == 1.0 else logits * scale
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -6,6 +6,7 @@ A new rule of any sort is a new subclass of `PrefixRule`.
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ class FromHistory(PrefixRule):
         return rng.sample(long_enough, min(len(long_enough), self.wanted(group_size)))
 
     def wanted(self, group_size: int) -> int:
-        return round(self.share * group_size)
+        return math.floor(self.share * group_size + 0.5)
 
     def cut(self, rollout: Rollout, rng: random.Random) -> tuple[Span, ...]:
         fraction = rng.uniform(self.cut_low, self.cut_high)
@@ -109,6 +110,6 @@ def head(rollout: Rollout, length: int, *, trained: bool = True) -> tuple[Span, 
     for span in rollout.spans:
         piece = span[:left]
         if len(piece):
-            spans.append(replace(piece, kind="prefix", source=rollout.id, trained=trained))
+            spans.append(replace(piece, kind="prefix", source=rollout.id, trained=trained and piece.trained))
         left -= len(piece)
     return tuple(spans)

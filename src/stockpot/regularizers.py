@@ -33,12 +33,14 @@ class KL:
     Three estimators (see `ops.kl`) and two ways to use them, since differentiating an estimate is not estimating a
     gradient:
 
-    in the loss (k2, k3):  loss_t = coefficient * k(log pi - log ref), differentiated as it stands; k2's gradient is
-    the KL's on fresh tokens, k3's (GRPO's choice) is the gradient of KL(ref || pi) to first order;
-    in the advantage (k1, or any when `centred`):  A_i -= coefficient * d_i, d_i = the sum of k over the rollout's
-    tokens. `centred` subtracts the mean of d over the prompt's rollouts (T1's normalised KL, arXiv 2501.11651).
+    in the loss (k2, k3):  loss_t = coefficient * k(log pi - log ref), differentiated as it stands. On fresh tokens k2
+    gives the gradient of each token's KL(pi || ref), k3 (GRPO's choice) that of each token's KL(ref || pi);
+    in the advantage (k1):  A_i -= coefficient * d_i, d_i = the sum of log pi - log ref over the rollout's tokens: the
+    gradient of the whole response's KL. `centred` subtracts the mean of d over the prompt's rollouts (T1's normalised
+    KL, arXiv 2501.11651).
 
-    k1 is never put into the loss: there its gradient is noise around zero.
+    k1 is never put into the loss, where its gradient is noise around zero, nor k2 and k3 into the advantage, where
+    they are flat around the reference: `docs/biases.md` has the sizes.
     """
 
     coefficient: float = 0.0
@@ -57,6 +59,8 @@ class KL:
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1 or self.every < 1:
             raise StockpotError("kl.rate must lie in 0..1 and kl.every must be at least 1.")
+        if self.centred and self.estimator != "k1":
+            raise StockpotError("kl.centred makes the KL an advantage, which only kl.estimator k1 estimates: set both.")
 
     @property
     def active(self) -> bool:
@@ -65,7 +69,7 @@ class KL:
     @property
     def in_advantage(self) -> bool:
         """Whether it changes advantages, for which the policy's own log-probs are needed before the update."""
-        return self.active and (self.centred or self.estimator == "k1")
+        return self.active and self.estimator == "k1"
 
     def credit(self, log_probs: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
         """What to add to the advantages of one group, from the log-probs of each of its rollouts' tokens."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from stockpot import checkpoints, console, prompts
 from stockpot.config import Config, to_json
@@ -48,7 +49,7 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
             for now in range(begin, config.steps):
                 metrics, timings = loop.step(now, history)
                 shown = loop.measure(now + 1, metrics, timings)
-                bar.advance(**shown)
+                bar.advance(1, **shown)
     return run
 
 
@@ -117,13 +118,19 @@ class Loop:
             advantages = [a for g in part for a in config.algorithm.advantages(g)]
             reference = tuple(self.engine.score(rollouts, "reference")) if config.kl.active else None
             if reference is not None and config.kl.in_advantage:
-                policy = self.engine.score(rollouts, "policy")
-                starts = range(0, len(rollouts), config.group_size)
-                credit = [c for i in starts for c in config.kl.credit(
-                    policy[i : i + config.group_size], reference[i : i + config.group_size])]
+                credit = self.credit(rollouts, reference)
                 advantages = [a + c for a, c in zip(advantages, credit, strict=True)]
             numbers = tuple(first + i for i, g in enumerate(part) for _ in g.rollouts)
             yield Lesson(rollouts, tuple(advantages), numbers, reference)
+
+    def credit(self, rollouts: Sequence[Rollout], reference: Sequence[Tensor]) -> list[float]:
+        """What the KL adds to the advantages, group by group, from the tokens that may be trained."""
+        masks = [torch.tensor([s.trained for s in r.spans for _ in s.tokens], dtype=torch.bool) for r in rollouts]
+        policy = self.engine.score(rollouts, "policy")
+        pairs = [(p.cpu()[m], q.cpu()[m]) for p, q, m in zip(policy, reference, masks, strict=True)]
+        size = self.config.group_size
+        groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+        return [c for g in groups for c in self.config.kl.credit([p for p, _ in g], [q for _, q in g])]
 
     def measure(self, done: int, metrics: dict[str, float], timings: dict[str, float]) -> dict[str, float]:
         """After `done` steps: evaluate and save when it is time, write the record, say what to show."""

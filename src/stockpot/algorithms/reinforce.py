@@ -38,7 +38,7 @@ class Reinforce(Algorithm):
     def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
         log_ratios = ops.log_ratio(log_probs, batch.author_log_probs, batch.known).detach()
         if self.correction == "rollout":
-            log_ratios = ops.per_rollout(log_ratios, batch.rollout, batch.size)[batch.rollout]
+            log_ratios = ops.per_rollout(log_ratios * batch.trained, batch.rollout, batch.size)[batch.rollout]
         ratio = ops.ratio(log_ratios)
         weight = ratio.clamp(max=self.cap) if self.correction != "none" else ratio.new_ones(ratio.shape)
         return Terms(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -40,5 +40,6 @@ class RLOO(Algorithm):
         log_ratios = ops.log_ratio(log_probs, batch.author_log_probs, batch.known)
         if self.level == "rollout":
             sums = ops.per_rollout(log_ratios * batch.trained, batch.rollout, batch.size)
-            log_ratios = sums[batch.rollout]
+            terms = clipped_surrogate(sums[batch.rollout], batch.advantages, self.clip_low, self.clip_high)
+            return replace(terms, loss=terms.loss / batch.lengths.clamp_min(1)[batch.rollout])
         return clipped_surrogate(log_ratios, batch.advantages, self.clip_low, self.clip_high)

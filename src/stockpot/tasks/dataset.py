@@ -29,6 +29,7 @@ class Dataset(Task):
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
         if not self.train:
             raise StockpotError("no dataset was named: give one with --task.train FILE.jsonl.")
+        load_function(self.judge)  # one that cannot be loaded is told now, not after the first rollouts
         rows = read_rows(self.train, "train")
         if self.test:
             return rows if split == "train" else read_rows(self.test, "test")
@@ -84,4 +85,5 @@ def load_function(name: str) -> Any:
             module = importlib.import_module(place)
         return getattr(module, function)
     except Exception as error:
-        raise StockpotError(f"cannot load the judge {name}: {type(error).__name__}: {error}") from error
+        why = f"{type(error).__name__}: {error}"
+        raise StockpotError(f"cannot load the judge {name} ({why}): check the file and the function's name.") from error

@@ -1,0 +1,104 @@
+"""The same transformers model, faster on a CPU: parts whose elementwise chains cost more than their matrix products.
+
+A model on a CPU spends most of its time moving tensors through memory, not multiplying. What is replaced here gives the
+same numbers to rounding, is checked against the original when it is put in, and leaves every parameter where it was:
+saving, loading, LoRA and other devices see an ordinary model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "stockpot_float32"
+
+
+def speed_up(model: Any) -> None:
+    """Replace, in place, what is slow on a CPU and known to be the same."""
+    if next(model.parameters()).device.type != "cpu":
+        return
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and _same_norm(module):
+            module.forward = MethodType(_norm_forward, module)
+
+
+# --- RMSNorm ----------------------------------------------------------------------------------------------------------
+
+
+class RMSNorm(torch.autograd.Function):
+    """y = w x / sqrt(mean x^2 + eps), keeping x and one number per row.
+
+    With r = 1 / sqrt(mean x^2 + eps):  dx = r (w g) - x r^3 mean(w g x),  dw = sum over rows of g x r.
+    """
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        y: Tensor = (x * scale).mul_(weight)
+        return y
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        size = x.shape[-1]
+        product = (x * grad).reshape(-1, size)
+        mean = product.mv(weight).div_(size).view_as(scale)
+        return (
+            (grad * scale).mul_(weight).addcmul_(x, mean.mul_(scale.pow(3)), value=-1),
+            product.t().mv(scale.reshape(-1)),
+            None,
+        )
+
+
+def _norm_forward(module: Any, hidden_states: Tensor) -> Tensor:
+    y: Tensor = RMSNorm.apply(hidden_states, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+    return y
+
+
+@torch.no_grad()
+def _same_norm(module: Any) -> bool:
+    """Whether this is the plain RMSNorm: some families add 1 to the weight, or put it elsewhere."""
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.dim() != 1 or not hasattr(module, "variance_epsilon"):
+        return False
+    x = torch.linspace(-2.0, 3.0, 2 * len(weight), dtype=weight.dtype).view(2, -1)
+    return torch.allclose(module(x), _norm_forward(module, x), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def attention(model: Any) -> Iterator[None]:
+    """Within, attention runs in float32, although the model runs in bfloat16.
+
+    The bfloat16 kernel's backward takes several times as long on a CPU as float32's, and is less exact.
+    """
+    config = model.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    if before == "sdpa":
+        AttentionInterface.register(ATTENTION, _attend)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    with torch.autocast("cpu", enabled=False):
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), *args, **kwargs)
