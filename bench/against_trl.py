@@ -63,17 +63,32 @@ def theirs(config: Config, weights: str, folder: Path, steps: int, seed: int) ->
 
     rollouts = config.prompts_per_step * config.group_size
     settings = GRPOConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=steps,
-        per_device_train_batch_size=rollouts, gradient_accumulation_steps=1, num_generations=config.group_size,
-        max_completion_length=config.max_tokens, learning_rate=TINY_RATE, max_steps=steps, beta=0.0, temperature=1.0,
-        seed=seed, disable_tqdm=True, shuffle_dataset=True,
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=steps,
+        per_device_train_batch_size=rollouts,
+        gradient_accumulation_steps=1,
+        num_generations=config.group_size,
+        max_completion_length=config.max_tokens,
+        learning_rate=TINY_RATE,
+        max_steps=steps,
+        beta=0.0,
+        temperature=1.0,
+        seed=seed,
+        disable_tqdm=True,
+        shuffle_dataset=True,
     )
     task = config.task
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(weights),
         processing_class=AutoTokenizer.from_pretrained(weights, padding_side="left"),
-        reward_funcs=[countdown_reward], args=settings,
-        train_dataset=Dataset.from_list([dict(row) for row in task.rows("train")]), callbacks=[Clock()],
+        reward_funcs=[countdown_reward],
+        args=settings,
+        train_dataset=Dataset.from_list([dict(row) for row in task.rows("train")]),
+        callbacks=[Clock()],
     )
     trainer.train()
     seconds = [end - start for start, end in zip(stamps[::2], stamps[1::2], strict=True)]
@@ -94,8 +109,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     base = Config()
-    config = replace(base, algorithm=GRPO(), prefixes=NoPrefixes(), threads=arguments.threads,
-                     learner=replace(base.learner, learning_rate=TINY_RATE))
+    config = replace(
+        base,
+        algorithm=GRPO(),
+        prefixes=NoPrefixes(),
+        threads=arguments.threads,
+        learner=replace(base.learner, learning_rate=TINY_RATE),
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = arguments.model or str(folder / "start")
@@ -111,8 +131,10 @@ def main() -> None:
             other += seconds
             print(f"round {round_number}: TRL      {statistics.median(seconds):.2f} s/step, mean length {length:.1f}")
     for label, values in (("stockpot", mine), ("TRL", other)):
-        print(f"{label:9} {statistics.median(values):.3f} s/step (median of {len(values)}; "
-              f"{min(values):.3f} to {max(values):.3f})")
+        print(
+            f"{label:9} {statistics.median(values):.3f} s/step (median of {len(values)}; "
+            f"{min(values):.3f} to {max(values):.3f})"
+        )
     print(f"ratio {statistics.median(other) / statistics.median(mine):.2f}")
 
 

@@ -31,13 +31,23 @@ def one(recipe: str, seed: int, cache: Path, extra: list[str]) -> dict[str, obje
     if kept.exists():
         return json.loads(kept.read_text())
     folder = cache / "runs" / f"{recipe}-{seed}"
-    words = ["resume", str(folder)] if (folder / "config.json").exists() else [
-        "train", recipe, "--out", str(folder), "--seed", str(seed), *extra]
+    words = (
+        ["resume", str(folder)]
+        if (folder / "config.json").exists()
+        else ["train", recipe, "--out", str(folder), "--seed", str(seed), *extra]
+    )
     start = time.time()
     subprocess.run([sys.executable, "-m", "stockpot.cli", *words], check=True, stdout=subprocess.DEVNULL)
     rows = list(read_lines(folder / "metrics.jsonl"))
-    result = {"recipe": recipe, "seed": seed, "commit": commit(), "seconds": round(time.time() - start, 1),
-              "machine": {"cores": os.cpu_count()}, "options": extra, "metrics": rows}
+    result = {
+        "recipe": recipe,
+        "seed": seed,
+        "commit": commit(),
+        "seconds": round(time.time() - start, 1),
+        "machine": {"cores": os.cpu_count()},
+        "options": extra,
+        "metrics": rows,
+    }
     kept.write_text(json.dumps(result))
     return result
 
@@ -46,8 +56,10 @@ def table(results: dict[str, list[dict]]) -> None:
     """Means over seeds with 95 % t intervals."""
     for recipe, runs in results.items():
         seconds = sorted(run["seconds"] for run in runs)
-        print(f"\n{recipe}: seeds {[run['seed'] for run in runs]}, commit {runs[0]['commit']}, "
-              f"whole command {seconds[len(seconds) // 2]:.0f} s (median; {seconds[0]:.0f} to {seconds[-1]:.0f})")
+        print(
+            f"\n{recipe}: seeds {[run['seed'] for run in runs]}, commit {runs[0]['commit']}, "
+            f"whole command {seconds[len(seconds) // 2]:.0f} s (median; {seconds[0]:.0f} to {seconds[-1]:.0f})"
+        )
         print(f"{'':14}{'before':>26}{'after':>26}{'change':>26}")
         for name in FIGURES:
             ends = [[row for row in run["metrics"] if name in row] for run in runs]

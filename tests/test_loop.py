@@ -187,7 +187,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "frozen": {"kl": KL(0.5)},
     "frozen k2": {"kl": KL(0.5, estimator="k2")},
     "frozen k1, which goes into the advantage": {"kl": KL(0.5, estimator="k1")},
-    "centred": {"kl": KL(0.5, centred=True)},
+    "centred": {"kl": KL(0.5, estimator="k1", centred=True)},
     "moving": {"kl": KL(0.5, reference="ema", rate=0.5)},
     "moving every second step": {"kl": KL(0.5, reference="ema", rate=0.5, every=2)},
     "moving at once": {"kl": KL(0.5, reference="ema", rate=1.0)},
@@ -242,6 +242,7 @@ def test_a_step_that_is_not_finite_is_skipped_told_and_counted(started: str, tmp
     burst = [task.rows("train")[0]["prompt"] in texts for texts in asked]
     assert sum(burst) == 2, "eight prompts, four a step: every second step asks it"
     assert [kept[i] == kept[i + 1] for i in range(4)] == burst
+    assert [row["grad_norm"] is None for row in metrics(run)[1:]] == burst, "what is not finite is null"
     counts = [row["skipped_steps"] for row in metrics(run)[1:]]
     assert counts == [sum(burst[: i + 1]) for i in range(4)]
     told = stockpot("resume", interrupted(run, tmp_path / "two"))

@@ -41,7 +41,7 @@ MOMENTS = {
     "while the first checkpoint is written": "stockpot.policy:save_file:1",
     "in the middle of a step": "stockpot.engines.local:LocalEngine.learn:2",
     "after the update, before the history": "stockpot.history:History.append:2",
-    "within the history's transaction": "stockpot.history:_Once.__call__:90",
+    "within the history's transaction": "stockpot.history.rows:Once.__call__:90",
     "between history and record": "stockpot.record:Run.log:2",
     "while a checkpoint is written, weights without optimiser": "stockpot.policy:save_file:1",
     "while a checkpoint is made safe": "stockpot.checkpoints:_flush:3",

@@ -65,7 +65,8 @@ def collate(
         lengths=torch.tensor([trained_length(r) for r in rollouts], device=device),
         group=torch.tensor(list(groups) if groups is not None else [0] * len(rollouts), device=device),
         samplings=tuple(samplings) or (Sampling(),),
-        reference_log_probs=None if reference_log_probs is None
+        reference_log_probs=None
+        if reference_log_probs is None
         else torch.cat([log_probs.to(device, dtype) for log_probs in reference_log_probs]),
     )
 

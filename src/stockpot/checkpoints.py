@@ -34,7 +34,11 @@ def write(root: Path, step: int, score: float | None, save: Callable[[Path], Non
         aside.mkdir(parents=True)
         save(aside)
         files = sorted(path for path in aside.rglob("*") if path.is_file())
-        manifest = {"step": step, "score": score, "files": {str(path.relative_to(aside)): digest(path) for path in files}}
+        manifest = {
+            "step": step,
+            "score": score,
+            "files": {str(path.relative_to(aside)): digest(path) for path in files},
+        }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in [*files, aside / MANIFEST]:
             _flush(path)
@@ -45,7 +49,9 @@ def write(root: Path, step: int, score: float | None, save: Callable[[Path], Non
         shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, StockpotError):
             raise
-        raise StockpotError(f"cannot write the checkpoint of step {step} ({error}): free some space, then resume.") from error
+        raise StockpotError(
+            f"cannot write the checkpoint of step {step} ({error}): free some space, then resume."
+        ) from error
     return Checkpoint(final, step, score)
 
 

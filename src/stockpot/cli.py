@@ -70,7 +70,12 @@ def main(words: Sequence[str] | None = None) -> int:
 def run(words: list[str]) -> int:
     """Hand the words to their command."""
     commands: dict[str, Callable[[list[str]], None]] = {
-        "train": train, "resume": resume, "eval": evaluate, "show": show, "history": history, "sft": sft,
+        "train": train,
+        "resume": resume,
+        "eval": evaluate,
+        "show": show,
+        "history": history,
+        "sft": sft,
     }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP.format(recipes=", ".join(recipe_names())), end="")
@@ -90,7 +95,7 @@ def run(words: list[str]) -> int:
     return 0
 
 
-# --- commands ----------------------------------------------------------------------------------------------------------
+# --- commands --------------------------------------------------------------------------------------------------------
 
 
 def train(words: list[str]) -> None:
@@ -144,8 +149,6 @@ def sft(words: list[str]) -> None:
     """`stockpot sft`."""
     import torch
 
-    import torch
-
     from stockpot import console
     from stockpot.start import teach
     from stockpot.tasks.base import EmbeddedTask
@@ -157,14 +160,15 @@ def sft(words: list[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StockpotError(f"{out} already holds something: name another folder with --out.")
     if not isinstance(config.task, EmbeddedTask):
-        raise StockpotError(f"{type(config.task).__name__} brings no demonstrations: only embedded tasks can be taught.")
-    torch.set_num_threads(config.threads)
+        raise StockpotError(
+            f"{type(config.task).__name__} brings no demonstrations: only embedded tasks can be taught."
+        )
     torch.set_num_threads(config.threads)
     teach(config.task, config.start, out, seed=config.seed, device=config.device)
     console.tell(f"the taught model is in {out}")
 
 
-# --- reading the command line ------------------------------------------------------------------------------------------
+# --- reading the command line ----------------------------------------------------------------------------------------
 
 
 def read_config(prog: str, words: list[str]) -> tuple[Path | None, str, Any]:
@@ -206,7 +210,9 @@ def parse(prog: str, kind: Any, words: list[str], default: Any = None) -> Any:
 def one_line(box: str, prog: str) -> str:
     """What tyro drew as a box, as one sentence that names the nearest right option."""
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    ruled = [" ".join(part) for rule, part in groupby(lines, lambda line: bool(re.fullmatch("─+|-+", line))) if not rule]
+    ruled = [
+        " ".join(part) for rule, part in groupby(lines, lambda line: bool(re.fullmatch("─+|-+", line))) if not rule
+    ]
     told = [" ".join(part.split()) for part in ruled]
     cause = told["│" not in box].rstrip(".")  # where boxes cannot be drawn, a title stands above a rule of its own
     near = re.search(r"Perhaps you meant:? (--[\w.-]+)", " ".join(told))

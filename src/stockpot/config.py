@@ -24,7 +24,7 @@ from stockpot.types import Sampling, StockpotError
 class Start:
     """The supervised start: how an embedded model is taught before it learns by itself. Unused with `--model`."""
 
-    steps: int = 1000
+    steps: int = 1200
     """Updates on fresh demonstrations."""
     batch: int = 64
     """Demonstrations per update."""
@@ -40,7 +40,7 @@ class Evaluation:
     """Samples per prompt: pass@k is drawn for k = 1, 2, 4, ... up to it."""
     prompts: int = 128
     """Held-out prompts used, from the head of the test split."""
-    every: int = 25
+    every: int = 20
     """Steps between evaluations; 0 evaluates only before and after."""
     sampling: Sampling = Sampling()
     """The distribution evaluated."""
@@ -74,7 +74,7 @@ class Config:
     """The distribution that rollouts are drawn from, and at which log-probs, ratios and entropy are taken."""
     evaluation: Evaluation = Evaluation()
     """Held-out measurement."""
-    steps: int = 100
+    steps: int = 120
     """Steps of the arrow: prompt -> prefix -> continuation -> reward -> advantage -> loss -> update -> history."""
     prompts_per_step: int = 32
     """Prompts in a step."""
@@ -84,7 +84,7 @@ class Config:
     """Room for a response, its prefix included."""
     updates_per_step: int = 1
     """Optimiser steps that a step's rollouts are split over, whole groups to each."""
-    checkpoint_every: int = 25
+    checkpoint_every: int = 20
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay; the best one stays beside them."""
@@ -98,8 +98,15 @@ class Config:
     """Where metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("prompts_per_step", "group_size", "max_tokens", "updates_per_step", "checkpoint_every",
-                     "keep_checkpoints", "threads"):
+        for name in (
+            "prompts_per_step",
+            "group_size",
+            "max_tokens",
+            "updates_per_step",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "threads",
+        ):
             if getattr(self, name) < 1:
                 raise StockpotError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.steps < 0:
@@ -136,7 +143,9 @@ def from_json(value: Any) -> Any:
             kind = getattr(load_file(place) if place.endswith(".py") else importlib.import_module(place), name)
             return kind(**{key: from_json(item) for key, item in value.items() if key != "class"})
         except (ImportError, AttributeError, TypeError) as error:
-            raise StockpotError(f"config.json names {value['class']}, which this version cannot make: {error}.") from error
+            raise StockpotError(
+                f"config.json names {value['class']}, which this version cannot make: {error}."
+            ) from error
     return tuple(from_json(item) for item in value) if isinstance(value, list) else value
 
 
@@ -163,5 +172,7 @@ def load_file(name: str) -> ModuleType:
     except StockpotError:
         raise
     except Exception as error:
-        raise StockpotError(f"the recipe {name} does not run: {type(error).__name__}: {error}; mend the file.") from error
+        raise StockpotError(
+            f"the recipe {name} does not run: {type(error).__name__}: {error}; mend the file."
+        ) from error
     return module

@@ -44,8 +44,13 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         made._done = done
         yield made
         return
-    columns = (TextColumn("{task.description:<10}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[figures]}"))
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
     with Progress(*columns, console=console) as progress:
         made = Bar(title, total, progress)
         if done:

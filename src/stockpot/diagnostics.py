@@ -1,4 +1,4 @@
-"""What an off-policy researcher looks at, from the flat stream of tokens of one update."""
+"""What an off-policy researcher looks at: the rollouts of a step, and the flat stream of tokens of an update."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stockpot import ops
 from stockpot.algorithms.base import Terms
-from stockpot.types import KINDS, Batch
+from stockpot.types import KINDS, Batch, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,14 @@ class View:
 
 def view(log_probs: Tensor, entropy: Tensor, terms: Terms, batch: Batch) -> View:
     return View(
-        ratio=terms.ratio, clipped=terms.clipped, entropy=entropy.detach(), advantages=batch.advantages,
+        ratio=terms.ratio,
+        clipped=terms.clipped,
+        entropy=entropy.detach(),
+        advantages=batch.advantages,
         log_ratio=ops.log_ratio(log_probs.detach(), batch.author_log_probs, batch.known),
-        kind=batch.kind, age=batch.age, trained=batch.trained,
+        kind=batch.kind,
+        age=batch.age,
+        trained=batch.trained,
     )
 
 
@@ -63,3 +68,33 @@ def summarise(views: Sequence[View]) -> dict[str, float]:
             f"{name}/age_mean": float(known_age.float().mean()) if known_age.numel() else -1.0,
         }
     return metrics
+
+
+def describe(rollouts: Sequence[Rollout], group_size: int) -> dict[str, float]:
+    """What the step's rollouts look like; `docs/metrics.md` explains each figure."""
+    rewards = [r.reward or 0.0 for r in rollouts]
+    heads = [r.prefix_length for r in rollouts]
+    old = [reward for reward, head in zip(rewards, heads, strict=True) if head]
+    new = [reward for reward, head in zip(rewards, heads, strict=True) if not head]
+    groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
+    metrics = {
+        "reward/mean": mean(rewards),
+        "reward/without_prefix": mean(new),
+        "reward/flat_groups": mean([float(min(g) == max(g)) for g in groups]),
+        "rollout/length": mean([len(r) for r in rollouts]),
+        "rollout/truncated": mean([float(r.finish == "length") for r in rollouts]),
+        "rollout/decoded": float(sum(len(r) for r in rollouts) - sum(heads)),
+        "prefix/share": len(old) / len(rollouts),
+        "prefix/tokens": float(sum(heads)),
+    }
+    return metrics | ({"reward/with_prefix": mean(old)} if old else {})
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the optimiser steps that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: mean([row[name] for row in rows if name in row]) for name in names}

@@ -35,7 +35,9 @@ class Result:
             **{f"test/pass@{k}": estimate.mean for k, estimate in self.pass_at.items()},
             **{f"test/pass@{k}/low": estimate.low for k, estimate in ends.items()},
             **{f"test/pass@{k}/high": estimate.high for k, estimate in ends.items()},
-            "test/entropy": self.entropy.mean, "test/length": self.length, "test/truncated": self.truncated,
+            "test/entropy": self.entropy.mean,
+            "test/length": self.length,
+            "test/truncated": self.truncated,
             "test/unjudged": float(self.unjudged),
         }
 
@@ -52,7 +54,8 @@ def evaluate(
     ]
     rollouts, unjudged = score(engine.sample(requests, seed), reward, engine.tokenizer)
     correct = [
-        sum((r.reward or 0.0) > 0.5 for r in rollouts[i * how.samples : (i + 1) * how.samples]) for i in range(len(prompts))
+        sum((r.reward or 0.0) > 0.5 for r in rollouts[i * how.samples : (i + 1) * how.samples])
+        for i in range(len(prompts))
     ]
     counts = [(how.samples, c) for c in correct]
     ks = [k for k in (2**i for i in range(20)) if k < how.samples] + [how.samples]

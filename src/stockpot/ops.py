@@ -16,7 +16,7 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def process_logits(logits: Tensor, sampling: Sampling, keep: Tensor | None = None) -> Tensor:
-    """Logits [N, V] -> logits of the distribution that is sampled from: temperature, top-k, top-p, min-p, in that order.
+    """Logits [N, V] -> those of the distribution that is sampled from: temperature, top-k, top-p, min-p, in this order.
 
     The sampler and the learner both call this, so an on-policy ratio is 1 whatever the truncation. `keep` [N] names
     tokens that stay in the support whatever happens: the learner passes the tokens it scores, because a token that
@@ -58,7 +58,7 @@ def log_prob_and_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor
 def log_ratio(log_probs: Tensor, author_log_probs: Tensor, known: Tensor) -> Tensor:
     """log pi(y_t) / author(y_t) [N], each token against whoever wrote it.
 
-    Where the author's log-prob is unknown the value is 0 and the gradient that of log pi: the token counts with weight 1.
+    Where the author's log-prob is unknown the value is 0 and the gradient that of log pi: the token has weight 1.
     """
     author = torch.where(known, author_log_probs, log_probs.detach())
     return log_probs - author

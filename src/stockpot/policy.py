@@ -78,8 +78,11 @@ class Policy:
         self._check_head()
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=learner.learning_rate, betas=(learner.beta1, learner.beta2),
-            weight_decay=learner.weight_decay, fused=parameters[0].device.type in ("cpu", "cuda"),
+            parameters,
+            lr=learner.learning_rate,
+            betas=(learner.beta1, learner.beta2),
+            weight_decay=learner.weight_decay,
+            fused=parameters[0].device.type in ("cpu", "cuda"),
         )
 
     @torch.no_grad()
@@ -140,8 +143,14 @@ class Policy:
         with self.precision(model):
             hidden = backbone(**inputs).last_hidden_state[batch.row, batch.column - 1]
             return scoring.log_probs_and_entropy(
-                head, hidden, batch.tokens, batch.sampling, batch.samplings, entropy_grad=entropy_grad,
-                vocabulary=self.model.get_output_embeddings().weight.shape[0], limit=self.learner.logits_mb * 2**20,
+                head,
+                hidden,
+                batch.tokens,
+                batch.sampling,
+                batch.samplings,
+                entropy_grad=entropy_grad,
+                vocabulary=self.model.get_output_embeddings().weight.shape[0],
+                limit=self.learner.logits_mb * 2**20,
             )
 
     @torch.no_grad()
@@ -160,8 +169,12 @@ class Policy:
     # --- learning --------------------------------------------------------------------------------------------------
 
     def update(
-        self, batches: Sequence[Batch], algorithm: Algorithm, totals: Totals,
-        entropy_bonus: EntropyBonus = EntropyBonus(), kl: KL = KL(),
+        self,
+        batches: Sequence[Batch],
+        algorithm: Algorithm,
+        totals: Totals,
+        entropy_bonus: EntropyBonus = EntropyBonus(),
+        kl: KL = KL(),
     ) -> Update:
         """One optimiser step over all micro-batches. A loss or gradient that is not finite skips it, and says so."""
         self.model.train()
@@ -190,7 +203,13 @@ class Policy:
         return Update(metrics if skipped else metrics | diagnostics.summarise(views), skipped)
 
     def _regularisers(
-        self, log_probs: Tensor, entropy: Tensor, batch: Batch, totals: Totals, entropy_bonus: EntropyBonus, kl: KL,
+        self,
+        log_probs: Tensor,
+        entropy: Tensor,
+        batch: Batch,
+        totals: Totals,
+        entropy_bonus: EntropyBonus,
+        kl: KL,
         sums: dict[str, float],
     ) -> Tensor | float:
         """What the entropy bonus and the KL add to the loss; the KL's size is summed on the way."""

@@ -31,18 +31,26 @@ def to_prompt(row: Mapping[str, Any], tokenizer: Any, number: int) -> Prompt:
     """One row, plain or conversational, as TRL has them."""
     if "prompt" not in row:
         has = ", ".join(map(str, row)) or "none"
-        raise StockpotError(f"row {number} of the dataset has no column `prompt` (it has {has}): rename the one that asks.")
+        raise StockpotError(
+            f"row {number} of the dataset has no column `prompt` (it has {has}): rename the one that asks."
+        )
     asked = row["prompt"]
     if isinstance(asked, str):
         text = asked
         ids = tokenizer(text)["input_ids"]
     else:
-        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
         text = json.dumps(asked, ensure_ascii=False)
     if not text.strip() or not ids:
         raise StockpotError(f"row {number} of the dataset has an empty prompt: fill it or drop the row.")
     columns = {name: value for name, value in row.items() if name != "prompt"}
-    key = str(row["id"]) if "id" in row else hashlib.sha256(json.dumps([text, columns], default=str).encode()).hexdigest()[:12]
+    key = (
+        str(row["id"])
+        if "id" in row
+        else hashlib.sha256(json.dumps([text, columns], default=str).encode()).hexdigest()[:12]
+    )
     return Prompt(key, ids, text, columns | ({} if isinstance(asked, str) else {"prompt": asked}))
 
 

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module, metadata
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,14 +53,18 @@ class Run:
     def create(cls, folder: Path, config: dict[str, Any], loggers: Sequence[str] = ()) -> Run:
         """A new run folder; one that already holds a run is never written over."""
         if (folder / "config.json").exists():
-            raise StockpotError(f"{folder} already holds a run: `stockpot resume {folder}` goes on with it, --out names another.")
+            raise StockpotError(
+                f"{folder} already holds a run: `stockpot resume {folder}` goes on with it, --out names another."
+            )
         if folder.exists() and not folder.is_dir():
             raise StockpotError(f"{folder} is a file: name another folder with --out.")
         if folder.exists() and any(folder.iterdir()):
             raise StockpotError(f"{folder} is not empty and holds no run: name another folder with --out.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / "config.json", json.dumps({"config": config, "made_with": surroundings()}, indent=1) + "\n")
+            write_whole(
+                folder / "config.json", json.dumps({"config": config, "made_with": surroundings()}, indent=1) + "\n"
+            )
         except OSError as error:
             why = error.strerror or error
             raise StockpotError(f"cannot write into {folder} ({why}): name another folder with --out.") from error
@@ -70,7 +75,9 @@ class Run:
         """A run folder that exists."""
         path = folder / "config.json"
         if not path.is_file():
-            raise StockpotError(f"there is no run in {folder} (no config.json): name a folder that `stockpot train` made.")
+            raise StockpotError(
+                f"there is no run in {folder} (no config.json): name a folder that `stockpot train` made."
+            )
         try:
             config = json.loads(path.read_text())["config"]
         except (ValueError, KeyError, TypeError) as error:
@@ -80,7 +87,8 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
         """One line each to metrics.jsonl and timings.jsonl, and to every logger."""
-        self._append("metrics.jsonl", {"step": step, **metrics})
+        finite = {name: value if isfinite(value) else None for name, value in metrics.items()}  # JSON knows no NaN
+        self._append("metrics.jsonl", {"step": step, **finite})
         self._append("timings.jsonl", {"step": step, **timings})
         for sink in self._sinks:
             sink.log(metrics | timings, step)
@@ -146,11 +154,16 @@ def surroundings() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of this source tree, with a + when it has changes; empty outside a checkout."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout
 
     try:
-        return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+        return git("rev-parse", "--short", "HEAD").strip() + (
+            "+" if git("status", "--porcelain", "-uno").strip() else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
 

@@ -22,8 +22,15 @@ NEVER = -1e4
 
 
 def log_probs_and_entropy(
-    head: Head, hidden: Tensor, tokens: Tensor, which: Tensor, samplings: tuple[Sampling, ...],
-    *, vocabulary: int, limit: int, entropy_grad: bool,
+    head: Head,
+    hidden: Tensor,
+    tokens: Tensor,
+    which: Tensor,
+    samplings: tuple[Sampling, ...],
+    *,
+    vocabulary: int,
+    limit: int,
+    entropy_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """hidden [N, H], tokens [N] -> log p(token) [N] and entropy [N], token n under `samplings[which[n]]`.
 
@@ -46,7 +53,8 @@ def log_probs_and_entropy(
             drawn.append(sampling)
     again = torch.is_grad_enabled() and len(sizes) > 1
     pieces = [
-        checkpoint(_score, head, h, t, s, entropy_grad, use_reentrant=False) if again
+        checkpoint(_score, head, h, t, s, entropy_grad, use_reentrant=False)
+        if again
         else _score(head, h, t, s, entropy_grad)
         for h, t, s in zip(torch.split(hidden, sizes), torch.split(tokens, sizes), drawn, strict=True)
     ]

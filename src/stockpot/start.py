@@ -35,7 +35,9 @@ def teach(task: EmbeddedTask, start: Start, folder: Path, *, seed: int, device: 
             policy.learner = replace(learner, learning_rate=start.learning_rate * schedule(step, start.steps))
             lengths = [len(r.prompt.tokens) + len(r) for r in rollouts]
             batches = [
-                batching.collate([rollouts[i] for i in chosen], [1.0] * len(chosen), pad=policy.pad, device=policy.device)
+                batching.collate(
+                    [rollouts[i] for i in chosen], [1.0] * len(chosen), pad=policy.pad, device=policy.device
+                )
                 for chosen in batching.split(lengths, learner.tokens_per_pass)
             ]
             update = policy.update(batches, Supervised(), batching.totals(rollouts, max(lengths)))

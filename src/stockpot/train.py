@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stockpot import checkpoints, console, prompts
 from stockpot.config import Config, to_json
+from stockpot.diagnostics import average, describe
 from stockpot.engines.base import Engine, Lesson
 from stockpot.engines.local import LocalEngine
 from stockpot.evaluate import Result, evaluate
@@ -71,8 +72,13 @@ class Loop:
             prefixes = self.prefixes(asked, now, history)
         with clock("continuation"):
             requests = [
-                Request(prompt, key=i * config.group_size + j, prefix=prefixes[i][j] if j < len(prefixes[i]) else (),
-                        sampling=config.sampling, max_tokens=config.max_tokens)
+                Request(
+                    prompt,
+                    key=i * config.group_size + j,
+                    prefix=prefixes[i][j] if j < len(prefixes[i]) else (),
+                    sampling=config.sampling,
+                    max_tokens=config.max_tokens,
+                )
                 for i, prompt in enumerate(asked)
                 for j in range(config.group_size)
             ]
@@ -150,43 +156,19 @@ class Loop:
     def evaluate(self) -> Result:
         """Held-out prompts, always with the same random numbers, so that two evaluations differ by the policy alone."""
         seed = derive(self.config.seed, "evaluation")
-        return evaluate(self.engine, self.test_prompts, self.config.task.reward, self.config.evaluation,
-                        max_tokens=self.config.max_tokens, seed=seed)
+        return evaluate(
+            self.engine,
+            self.test_prompts,
+            self.config.task.reward,
+            self.config.evaluation,
+            max_tokens=self.config.max_tokens,
+            seed=seed,
+        )
 
 
 def group(asked: Sequence[Prompt], rollouts: Sequence[Rollout], size: int) -> list[Group]:
     """Rollouts in the order of their requests -> the group of each prompt."""
     return [Group(prompt, tuple(rollouts[i * size : (i + 1) * size])) for i, prompt in enumerate(asked)]
-
-
-def describe(rollouts: Sequence[Rollout], group_size: int) -> dict[str, float]:
-    """What the step's rollouts look like; `docs/metrics.md` explains each figure."""
-    rewards = [r.reward or 0.0 for r in rollouts]
-    heads = [r.prefix_length for r in rollouts]
-    old = [reward for reward, head in zip(rewards, heads, strict=True) if head]
-    new = [reward for reward, head in zip(rewards, heads, strict=True) if not head]
-    groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
-    metrics = {
-        "reward/mean": mean(rewards),
-        "reward/without_prefix": mean(new),
-        "reward/flat_groups": mean([float(min(g) == max(g)) for g in groups]),
-        "rollout/length": mean([len(r) for r in rollouts]),
-        "rollout/truncated": mean([float(r.finish == "length") for r in rollouts]),
-        "rollout/decoded": float(sum(len(r) for r in rollouts) - sum(heads)),
-        "prefix/share": len(old) / len(rollouts),
-        "prefix/tokens": float(sum(heads)),
-    }
-    return metrics | ({"reward/with_prefix": mean(old)} if old else {})
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the optimiser steps that have it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: mean([row[name] for row in rows if name in row]) for name in names}
 
 
 def derive(seed: int, *words: str | int) -> int:

@@ -123,7 +123,9 @@ class Span:
 
     def __getitem__(self, part: slice) -> Span:
         """A piece of the span: the same author, fewer tokens."""
-        return replace(self, tokens=self.tokens[part], log_probs=None if self.log_probs is None else self.log_probs[part])
+        return replace(
+            self, tokens=self.tokens[part], log_probs=None if self.log_probs is None else self.log_probs[part]
+        )
 
 
 @dataclass(frozen=True, slots=True)

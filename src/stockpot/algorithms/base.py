@@ -53,9 +53,7 @@ def denominator(normalise: Normalise, batch: Batch, totals: Totals) -> Tensor | 
     return batch.lengths.clamp_min(1)[batch.rollout] * float(max(totals.rollouts, 1))
 
 
-def clipped_surrogate(
-    log_ratios: Tensor, advantages: Tensor, low: float, high: float
-) -> Terms:
+def clipped_surrogate(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> Terms:
     """-min(w A, clip(w, 1 - low, 1 + high) A) for each entry (PPO, arXiv 1707.06347).
 
     An entry is clipped, and has no gradient, where w A is the larger of the two.

@@ -22,5 +22,7 @@ class Supervised(Algorithm):
 
     def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
         return Terms(
-            loss=-log_probs, ratio=log_probs.new_ones(log_probs.shape), clipped=log_probs.new_zeros(log_probs.shape).bool()
+            loss=-log_probs,
+            ratio=log_probs.new_ones(log_probs.shape),
+            clipped=log_probs.new_zeros(log_probs.shape).bool(),
         )

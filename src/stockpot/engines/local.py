@@ -18,7 +18,6 @@ from stockpot.policy import Policy, Update
 from stockpot.samplers.torch import TorchSampler
 from stockpot.types import Request, Rollout
 
-
 COUNTS = "counts.json"
 """The file of a checkpoint that holds what was counted so far."""
 
@@ -40,7 +39,9 @@ class LocalEngine(Engine):
             self.policy.reference = load_model(origin, device).eval().requires_grad_(False)
         self.context = getattr(self.policy.model.config, "max_position_embeddings", 0) or 0
         self.sampler = TorchSampler(
-            self.policy.model, author=self.policy.author, stop_tokens=stop_tokens(self.policy.model, self.tokenizer),
+            self.policy.model,
+            author=self.policy.author,
+            stop_tokens=stop_tokens(self.policy.model, self.tokenizer),
             pad=self.pad,
         )
 
@@ -54,7 +55,9 @@ class LocalEngine(Engine):
     def learn(self, lesson: Lesson, seed: int) -> Update:
         torch.manual_seed(seed)
         lengths = [len(r.prompt.tokens) + len(r) for r in lesson.rollouts]
-        batches = [self._collate(lesson, chosen) for chosen in batching.split(lengths, self.config.learner.tokens_per_pass)]
+        batches = [
+            self._collate(lesson, chosen) for chosen in batching.split(lengths, self.config.learner.tokens_per_pass)
+        ]
         totals = batching.totals(lesson.rollouts, self.config.max_tokens)
         return self.policy.update(batches, self.config.algorithm, totals, self.config.entropy, self.config.kl)
 

@@ -32,7 +32,9 @@ def draw(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
             points = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
             if points:
                 drawn = True
-                axis.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else None, linewidth=1.6)
+                axis.plot(
+                    *zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else None, linewidth=1.6
+                )
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)

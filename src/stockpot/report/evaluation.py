@@ -13,7 +13,8 @@ from rich.table import Table
 from stockpot import checkpoints, console, prompts
 from stockpot.config import Config, Evaluation, from_json
 from stockpot.engines.local import LocalEngine
-from stockpot.evaluate import Result, evaluate as measure
+from stockpot.evaluate import Result
+from stockpot.evaluate import evaluate as measure
 from stockpot.options import Eval
 from stockpot.record import Run, write_whole
 from stockpot.report.rollouts import origin
@@ -31,7 +32,9 @@ def evaluate(options: Eval, config: Config | None) -> None:
     torch.set_num_threads(config.threads)
     how = setup(config.evaluation, options)
     engine = LocalEngine(replace(config, model=weights), "evaluation", weights, tokenizer_from)
-    test = prompts.load_prompts(config.task, "test", engine.tokenizer, context=engine.context, max_tokens=config.max_tokens)
+    test = prompts.load_prompts(
+        config.task, "test", engine.tokenizer, context=engine.context, max_tokens=config.max_tokens
+    )
     result = measure(engine, test, config.task.reward, how, max_tokens=config.max_tokens, seed=options.seed)
     Console(highlight=False).print(table(result, weights, how, min(how.prompts, len(test))))
     if options.json is not None:

@@ -25,7 +25,9 @@ def show(options: Show) -> None:
     with History.open(run.history, read_only=True) as history:
         stored = history.summary()["steps"]
         if stored is None:
-            raise StockpotError(f"{options.run} has no rollouts yet: `stockpot resume {options.run}` goes on with the run.")
+            raise StockpotError(
+                f"{options.run} has no rollouts yet: `stockpot resume {options.run}` goes on with the run."
+            )
         step = stored[1] if options.step is None else options.step
         found = history.find(versions=(step, step), prompt=options.prompt)
         wanted = (r for r in found if r.prefix_length or not options.prefixed)

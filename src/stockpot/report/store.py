@@ -17,8 +17,10 @@ def show(options: HistoryOptions) -> None:
     with History.open(run.history, read_only=True) as history:
         table = Table(show_header=False)
         for name, value in history.summary().items():
-            table.add_row(name.replace("_", " "), f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
-                          if isinstance(value, int) else str(value))
+            table.add_row(
+                name.replace("_", " "),
+                f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value),
+            )
         out.print(table)
         if options.parquet is not None:
             count = history.to_parquet(options.parquet)

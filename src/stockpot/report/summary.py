@@ -21,18 +21,29 @@ def finish(run: Run) -> None:
     if curves.draw(run.metrics(), picture, run.name):
         out.print(f"curves  {picture}", soft_wrap=True)
     else:
-        out.print('no curves drawn: matplotlib is missing, `pip install "stockpot[plots]"`', markup=False, soft_wrap=True)
+        out.print(
+            'no curves drawn: matplotlib is missing, `pip install "stockpot[plots]"`', markup=False, soft_wrap=True
+        )
     out.print(f"run     {run.folder}   (stockpot show {run.folder} | stockpot history {run.folder})", soft_wrap=True)
 
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> Table:
     """Held-out figures at the first and the last evaluation."""
     made = Table(title="held-out prompts: mean and 95 % interval over problems", title_justify="left")
-    for name, justify in (("", "left"), (f"step {before['step']}", "right"), (f"step {after['step']}", "right"), ("change", "right")):
+    for name, justify in (
+        ("", "left"),
+        (f"step {before['step']}", "right"),
+        (f"step {after['step']}", "right"),
+        ("change", "right"),
+    ):
         made.add_column(name, justify=justify)  # type: ignore[arg-type]
     widest = max(int(key.split("@")[1]) for key in before if key.startswith("test/pass@") and key.count("/") == 1)
-    for label, key in (("pass@1", "test/pass@1"), (f"pass@{widest}", f"test/pass@{widest}"), ("entropy", "test/entropy"),
-                       ("length", "test/length")):
+    for label, key in (
+        ("pass@1", "test/pass@1"),
+        (f"pass@{widest}", f"test/pass@{widest}"),
+        ("entropy", "test/entropy"),
+        ("length", "test/length"),
+    ):
         made.add_row(label, cell(before, key), cell(after, key), f"{after[key] - before[key]:+.3f}")
     return made
 

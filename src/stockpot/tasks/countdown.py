@@ -23,7 +23,7 @@ LARGEST = 99
 """No intermediate result may exceed it, so that every number is one token."""
 
 Attempt = tuple[int, str, int, int, str, int]
-"""(a, op, b, x, op, y): first a op b, then x op y, where one of x and y is the first result and the other the number left."""
+"""(a, op, b, x, op, y): first a op b, then x op y; one of x and y is the first result, the other the number left."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Countdown(EmbeddedTask):
     """How many prompts RL goes round; a prompt met again is one that the history knows."""
     test_prompts: int = 256
     """How many held-out prompts evaluation uses; none of them is ever taught or trained."""
-    give_up: float = 0.5
+    give_up: float = 0.4
     """The teacher's chance to give up after each failed attempt and to answer wrongly: what RL can unlearn."""
     luck: float = 0.4
     """The teacher's chance that an attempt is a right one instead of a random one."""
@@ -85,10 +85,20 @@ class Countdown(EmbeddedTask):
         from transformers import Qwen3Config
 
         return Qwen3Config(
-            vocab_size=128, hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=32, tie_word_embeddings=True, max_position_embeddings=256,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, initializer_range=0.08,
-            pad_token_id=0, eos_token_id=1, bos_token_id=None,
+            vocab_size=128,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            tie_word_embeddings=True,
+            max_position_embeddings=256,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            initializer_range=0.08,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
         )
 
     def demonstrations(self, seed: int) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,9 @@ class Dataset(Task):
         if self.test:
             return rows if split == "train" else read_rows(self.test, "test")
         if len(rows) < 2:
-            raise StockpotError(f"{self.train} has {len(rows)} rows, too few to hold any out: add some, or name a --task.test.")
+            raise StockpotError(
+                f"{self.train} has {len(rows)} rows, too few to hold any out: add some, or name a --task.test."
+            )
         held_out = max(1, len(rows) // 10)
         return rows[:-held_out] if split == "train" else rows[-held_out:]
 
@@ -55,7 +57,7 @@ def read_rows(name: str, split: Split) -> list[dict[str, Any]]:
         except ValueError as error:
             raise StockpotError(f"{name} is not JSON lines ({error}): write one object a line.") from error
         if not all(isinstance(row, dict) for row in rows):
-            raise StockpotError(f"{name} has lines that are no objects: write each as {{\"prompt\": ..., ...}}.")
+            raise StockpotError(f'{name} has lines that are no objects: write each as {{"prompt": ..., ...}}.')
         return rows
     try:
         datasets = importlib.import_module("datasets")
