@@ -3,8 +3,8 @@
     .venv-parity/bin/python bench/against_trl.py       # `make parity` makes that environment
 
 The same model (countdown's, taught briefly so that responses stop early and lengths are ragged as in the default
-recipe), the same prompts, 32 prompts x 8 samples, up to 80 new tokens, one update per batch, no KL. The learning rate is
-next to nothing, so that both stay at the same lengths. Rounds alternate; a round's first step is not counted. The last
+recipe), the same prompts, 32 prompts x 8 samples, up to 80 new tokens, one update per batch, no KL. The learning rate
+is next to nothing, so that lengths stay as they are. Rounds alternate; a round's first step is not counted. The last
 line is the ratio of the medians.
 """
 

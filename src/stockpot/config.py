@@ -68,7 +68,7 @@ class Config:
     """Entropy bonus, added to any algorithm."""
     kl: KL = KL()
     """KL to a reference, added to any algorithm."""
-    learner: Learner = Learner(learning_rate=2e-4)
+    learner: Learner = Learner(learning_rate=2e-4, tokens_per_pass=2048)
     """The optimiser and its memory."""
     sampling: Sampling = Sampling()
     """The distribution that rollouts are drawn from, and at which log-probs, ratios and entropy are taken."""
@@ -90,8 +90,9 @@ class Config:
     """How many of the newest checkpoints stay; the best one stays beside them."""
     seed: int = 0
     """Everything random follows from it."""
-    threads: int = 2
-    """Processor threads: part of the configuration because sums come out in another order with another number."""
+    threads: int = 1
+    """Processor threads. One is safe: two on shared cores wait for each other, and small models gain little. Part of the
+    configuration, because sums come out in another order with another number."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model lives; auto takes the best there is."""
     loggers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()

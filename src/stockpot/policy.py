@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from stockpot import batching, diagnostics, fused, ops, scoring
 from stockpot.algorithms.base import Algorithm, denominator
 from stockpot.regularizers import KL, EntropyBonus
+from stockpot.scoring import split_model
 from stockpot.types import Author, Batch, Rollout, StockpotError, Totals
 
 
@@ -233,8 +234,6 @@ class Policy:
             self.optimizer.step()
         return norm
 
-    # --- the reference ---------------------------------------------------------------------------------------------
-
     def keep_reference(self) -> None:
         """Remember the policy as it is now as the reference."""
         self.reference = copy.deepcopy(self.model)
@@ -260,7 +259,7 @@ class Policy:
             save_file(dict(self.reference.named_parameters()), folder / REFERENCE)
 
     def restore(self, folder: Path) -> None:
-        """Everything that `save` wrote except the weights, which the model was loaded with. All of it, or an error."""
+        """Everything that `save` wrote but the weights, which the model was loaded with. All of it, or an error."""
         index = {name: i for i, (name, _) in enumerate(self._trained())}
         shapes = dict(self._trained())
         stored = _read(folder / OPTIMIZER)
@@ -298,18 +297,3 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise StockpotError(f"{path} cannot be read ({error}): resume from an earlier checkpoint.") from error
-
-
-def split_model(model: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
-    """(backbone, head): the head turns hidden states into logits, with the cap or scale some families apply."""
-    embedding = model.get_output_embeddings()
-    config = model.config.get_text_config(decoder=True)
-    cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-
-    def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = embedding(hidden)
-        logits = logits if scale == 1.0 else logits * scale
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    return model.get_decoder(), head

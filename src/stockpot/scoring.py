@@ -105,3 +105,18 @@ class LogProbAndEntropy(torch.autograd.Function):
         else:
             grad = logs.exp_().mul_(slope)
         return grad.neg_().scatter_add_(-1, tokens.unsqueeze(-1), slope), None, None
+
+
+def split_model(model: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """(backbone, head): the head turns hidden states into logits, with the cap or scale some families apply."""
+    embedding = model.get_output_embeddings()
+    config = model.config.get_text_config(decoder=True)
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = embedding(hidden)
+        logits = logits if scale == 1.0 else logits * scale
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return model.get_decoder(), head
