@@ -25,7 +25,7 @@ def teach(task: EmbeddedTask, start: Start, folder: Path, *, seed: int, device: 
     torch.manual_seed(seed)
     tokenizer = task.tokenizer()
     model = AutoModelForCausalLM.from_config(task.model_config()).to(pick_device(device))
-    learner = Learner(learning_rate=start.learning_rate, weight_decay=0.01)
+    learner = Learner(learning_rate=start.learning_rate, weight_decay=0.01, tokens_per_pass=2048)
     policy = Policy(model, learner, pad=tokenizer.pad_token_id)
     demonstrations = task.demonstrations(seed)
     loss = math.nan
