@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -335,4 +336,5 @@ def test_a_configuration_survives_its_file() -> None:
 
     loaded = load_recipe(str(TINY))
     assert to_json(loaded.task)["class"] == f"{TINY}:Chatter"
+    del sys.modules[str(TINY)]  # as in the process that resumes
     assert from_json(to_json(loaded)).task.rows("train") == loaded.task.rows("train")

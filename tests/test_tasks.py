@@ -98,7 +98,9 @@ def test_right_agrees_with_brute_force_over_random_expressions() -> None:
         for _ in range(rng.choice((0, 0, 1, 2))):
             place = rng.randrange(len(parts))
             swapped = parts[place : place + 2][::-1]
-            parts[place : place + 1] = rng.choice(([rng.choice(words)], [], [parts[place]] * 2, swapped))
+            parts[place : place + 1] = rng.choice(
+                ([rng.choice([*words, *map(str, numbers * 4)])], [], [parts[place]] * 2, swapped)
+            )
             parts = parts or ["1"]
         text = " ".join(parts)
         try:
@@ -133,6 +135,11 @@ def test_right_finds_every_solution_that_the_generator_lists() -> None:
 )  # fmt: skip
 def test_garbage_is_wrong_and_never_raises(garbage: object) -> None:
     assert right(garbage, (1, 2, 3), 9) is False
+
+
+def test_a_number_counts_as_often_as_it_is_given() -> None:
+    assert right("answer ( 3 + 5 ) * 3", (3, 3, 5), 24)
+    assert not right("answer ( 3 + 5 ) * 5", (3, 3, 5), 40)
 
 
 def test_two_signs_are_no_sign() -> None:

@@ -80,7 +80,7 @@ class Config:
     """Prompts in a step."""
     group_size: int = 8
     """K: rollouts of each prompt."""
-    max_tokens: int = 80
+    max_tokens: int = 96
     """Room for a response, its prefix included."""
     updates_per_step: int = 1
     """Optimiser steps that a step's rollouts are split over, whole groups to each."""

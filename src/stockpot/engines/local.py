@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +17,6 @@ from stockpot.policy import Policy, Update
 from stockpot.samplers.torch import TorchSampler
 from stockpot.types import Request, Rollout
 
-COUNTS = "counts.json"
-"""The file of a checkpoint that holds what was counted so far."""
-
 
 class LocalEngine(Engine):
     """`weights` is the folder or hub id that the policy starts from; `origin` the one a frozen reference is."""
@@ -34,7 +30,6 @@ class LocalEngine(Engine):
         self.version = self.policy.version = version
         if version > 0:
             self.policy.restore(Path(weights))
-            self.policy.skipped_steps = json.loads((Path(weights) / COUNTS).read_text())["skipped_steps"]
         if config.kl.active and self.policy.reference is None:
             self.policy.reference = load_model(origin, device).eval().requires_grad_(False)
         self.context = getattr(self.policy.model.config, "max_position_embeddings", 0) or 0
@@ -83,4 +78,3 @@ class LocalEngine(Engine):
     def save(self, folder: Path) -> None:
         self.policy.save(folder)
         self.tokenizer.save_pretrained(folder)
-        (folder / COUNTS).write_text(json.dumps({"skipped_steps": self.policy.skipped_steps}) + "\n")

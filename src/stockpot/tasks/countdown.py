@@ -1,6 +1,6 @@
 """Countdown, embedded: make a target from three numbers by trial and error.
 
-    3 5 8 make 55 :   8 + 3 = 11 , 11 + 5 = 16 no   8 + 3 = 11 , 11 * 5 = 55 yes   answer ( 8 + 3 ) * 5
+    3 5 8 make 55 :   8 + 3 = 11 , 11 + 5 = 16 vs 55 no   8 + 3 = 11 , 11 * 5 = 55 vs 55 yes   answer ( 8 + 3 ) * 5
 
 A response tries, checks, says "no", tries again, and answers: the kind of trace that T1 (arXiv 2501.11651) starts from,
 written here by a generator instead of a large model. The generator's arithmetic is right and its search is poor: it
@@ -18,7 +18,7 @@ from typing import Any
 from stockpot.tasks.base import EmbeddedTask, Split
 from stockpot.types import StockpotError
 
-WORDS = ("<pad>", "<stop>", "make", ":", "+", "-", "*", "=", ",", "(", ")", "no", "yes", "answer")
+WORDS = ("<pad>", "<stop>", "make", ":", "+", "-", "*", "=", ",", "(", ")", "vs", "no", "yes", "answer")
 LARGEST = 99
 """No intermediate result may exceed it, so that every number is one token."""
 
@@ -113,7 +113,7 @@ class Countdown(EmbeddedTask):
         for tried in range(1, self.max_attempts + 1):
             attempt = rng.choice(_solutions(numbers, target) if rng.random() < self.luck else _attempts(numbers))
             found = result(attempt) == target
-            words += [steps(attempt), "yes" if found else "no"]
+            words += [steps(attempt), "vs", str(target), "yes" if found else "no"]
             if found or tried == self.max_attempts or rng.random() < self.give_up:
                 break
         return " ".join([*words, "answer", expression(attempt)])
