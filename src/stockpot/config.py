@@ -91,8 +91,8 @@ class Config:
     seed: int = 0
     """Everything random follows from it."""
     threads: int = 1
-    """Processor threads. One is safe: two on shared cores wait for each other, and small models gain little. Part of the
-    configuration, because sums come out in another order with another number."""
+    """Processor threads. One is safe: two on shared cores wait for each other, and small models gain little. Part of
+    the configuration, because sums come out in another order with another number."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model lives; auto takes the best there is."""
     loggers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()
