@@ -74,7 +74,7 @@ class Config:
     """The distribution that rollouts are drawn from, and at which log-probs, ratios and entropy are taken."""
     evaluation: Evaluation = Evaluation()
     """Held-out measurement."""
-    steps: int = 120
+    steps: int = 100
     """Steps of the arrow: prompt -> prefix -> continuation -> reward -> advantage -> loss -> update -> history."""
     prompts_per_step: int = 32
     """Prompts in a step."""
