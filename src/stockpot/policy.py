@@ -39,7 +39,7 @@ class Learner:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     tokens_per_pass: int = 8192
-    """Budget of one forward and backward pass, padding included; never changes the result."""
+    """Budget of one pass, padding included; never changes the result. A CPU likes a thousand or two, a GPU more."""
     logits_mb: int = 256
     """Most memory for logits and their gradients at any time: longer streams go in chunks, recomputed backward."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -74,7 +74,8 @@ class Policy:
         fused.speed_up(model)
         self.backbone, self.head = split_model(model)
         if learner.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            name = "activation_checkpointing_enable"  # the newer of its two names
+            getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
         model.eval()
         self._check_head()
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -15,7 +15,7 @@ from stockpot.types import Sampling
 
 Head = Callable[[Tensor], Tensor]
 
-COPIES, COPIES_TRUNCATED = 4, 12
+COPIES, COPIES_TRUNCATED = 4, 10
 """How many tensors of a chunk's logits are alive at once, backward included; sorting for top-p needs many more."""
 NEVER = -1e4
 """Stands for a dropped token's log-prob of minus infinity where it meets its probability of 0."""
@@ -68,8 +68,8 @@ def log_probs_and_entropy(
 def _score(head: Head, hidden: Tensor, tokens: Tensor, sampling: Sampling, entropy_grad: bool) -> tuple[Tensor, Tensor]:
     logits = head(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    processed = ops.process_logits(logits, sampling, keep=tokens)
-    result: tuple[Tensor, Tensor] = LogProbAndEntropy.apply(processed, tokens, entropy_grad)  # type: ignore[no-untyped-call]
+    logits = ops.process_logits(logits, sampling, keep=tokens)  # one name, so that the raw ones are let go
+    result: tuple[Tensor, Tensor] = LogProbAndEntropy.apply(logits, tokens, entropy_grad)  # type: ignore[no-untyped-call]
     return result
 
 
