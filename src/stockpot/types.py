@@ -20,7 +20,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -197,9 +197,8 @@ class Group:
         return [0.0 if rollout.reward is None else rollout.reward for rollout in self.rollouts]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What the history tells of a stored rollout before its tokens are read."""
+class Candidate(NamedTuple):
+    """What the history tells of a stored rollout before its tokens are read: a tuple, since there may be 100,000."""
 
     id: int
     version: int

@@ -106,7 +106,7 @@ class History:
         bounds = (*window, low, high, -1 if per_prompt is None else per_prompt)
         with self._transaction() as execute:
             newest_first = ((key, execute(CANDIDATES, (key, *bounds)).fetchall()) for key in prompts)
-            return {key: [Candidate(*row) for row in reversed(rows)] for key, rows in newest_first}
+            return {key: [Candidate._make(row) for row in reversed(rows)] for key, rows in newest_first}
 
     def read(self, ids: Sequence[int]) -> list[Rollout]:
         """The rollouts with these ids, in the order asked."""
