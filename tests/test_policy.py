@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from helpers import LIVE, OLD, collate, mixed, rollout, span, totals
 from stockpot import batching, fused, ops
 from stockpot.algorithms import GRPO, Algorithm
@@ -19,10 +24,6 @@ from stockpot.algorithms.base import Terms
 from stockpot.policy import Learner, Policy, Update
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.types import Batch, Rollout, Sampling, StockpotError
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -71,7 +72,7 @@ def weights(policy: Policy) -> Tensor:
 
 
 class Watch(TorchDispatchMode):
-    """Sees every operation: the largest tensor of [tokens x vocabulary] made, and the most bytes in such at one time."""
+    """Sees every operation: the largest tensor of [tokens x vocabulary], and the most bytes in such at one time."""
 
     def __init__(self, vocabulary: int, weight: int) -> None:
         super().__init__()
