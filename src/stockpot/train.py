@@ -62,6 +62,7 @@ class Loop:
         load = {"tokenizer": engine.tokenizer, "context": engine.context, "max_tokens": config.max_tokens}
         self.train_prompts = prompts.load_prompts(config.task, "train", **load)
         self.test_prompts = prompts.load_prompts(config.task, "test", **load)
+        self.step_ends = prompts.step_ends(config.task, engine.tokenizer)
         self.last_score: dict[str, float] = {}
 
     def step(self, now: int, history: History) -> tuple[dict[str, float], dict[str, float]]:
@@ -95,7 +96,7 @@ class Loop:
         for update in updates:
             if update.skipped:
                 console.tell(f"step {now + 1}: no update was made, {update.skipped}")
-        wanted = len(asked) * config.prefixes.wanted(config.group_size)
+        wanted = len(asked) * config.prefixes.wanted(config.group_size, now)
         metrics = describe(rollouts, config.group_size) | average([update.metrics for update in updates])
         metrics |= {"prefix/missing": float(wanted - sum(map(len, prefixes))), "reward/unjudged": float(unjudged)}
         metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
@@ -109,9 +110,10 @@ class Loop:
             return [[] for _ in asked]
         rng = random.Random(derive(self.config.seed, "prefix", now))
         known = history.candidates([p.key for p in asked], oldest=versions[0], newest=versions[1])
-        chosen = [self.config.prefixes.choose(known.get(p.key, ()), self.config.group_size, rng) for p in asked]
+        rule, size = self.config.prefixes, self.config.group_size
+        chosen = [rule.choose(known.get(p.key, ()), size, now, rng) for p in asked]
         stored = iter(history.read([id for ids in chosen for id in ids]))
-        cuts = [[self.config.prefixes.cut(next(stored), rng) for _ in ids] for ids in chosen]
+        cuts = [[rule.cut(next(stored), now, rng, self.step_ends) for _ in ids] for ids in chosen]
         return [[spans for spans in row if spans] for row in cuts]
 
     def lessons(self, groups: Sequence[Group]) -> Iterator[Lesson]:

@@ -1,0 +1,6 @@
+"""Prefixes: one short file for each source; a new rule is a new subclass of `PrefixRule`."""
+
+from stockpot.prefixes.base import NoPrefixes, PrefixRule, head
+from stockpot.prefixes.history import FromHistory
+
+__all__ = ["FromHistory", "NoPrefixes", "PrefixRule", "head"]
