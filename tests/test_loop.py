@@ -79,7 +79,7 @@ def test_prefixes_add_up_and_are_what_was_stored(step: int, finished: Path) -> N
     given = [r for r in rollouts if r.prefix_length]
     assert row["prefix/share"] == len(given) / len(rollouts)
     assert row["prefix/tokens"] == sum(r.prefix_length for r in rollouts)
-    assert len(given) + row["prefix/missing"] == recipe.prompts_per_step * rule.wanted(size)
+    assert len(given) + row["prefix/missing"] == recipe.prompts_per_step * rule.wanted(size, step)
     past = {s: {r.id for r in stored(finished, s)} for s in range(step)}
     with History.open(finished / "history.sqlite", read_only=True) as history:
         for rollout in given:
