@@ -21,7 +21,7 @@ TASKS = [
     Countdown(largest=4, test_prompts=20, train_prompts=20),
 ]
 every_task = pytest.mark.parametrize("task", TASKS, ids=str)
-LINE = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+) , (\d+) ([-+*]) (\d+) = (\d+)")
+LINE = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+) , (\d+) ([-+*]) (\d+) = (\d+) vs (\d+)")
 
 
 def parse(prompt: str) -> tuple[list[int], int]:
@@ -38,13 +38,13 @@ def test_every_demonstration_calculates_and_judges_itself_rightly(task: Countdow
         work, _, answer = trace.partition(" answer ")
         tried = re.split(r" (yes|no) ?", work + " ")[:-1]
         for line, verdict in zip(tried[::2], tried[1::2], strict=True):
-            a, first, b, middle, x, second, y, end = LINE.fullmatch(line).groups()  # type: ignore[union-attr]
+            a, first, b, middle, x, second, y, end, checked = LINE.fullmatch(line).groups()  # type: ignore[union-attr]
             assert eval(f"{a} {first} {b}") == int(middle) and eval(f"{x} {second} {y}") == int(end)
             assert 0 <= int(middle) <= LARGEST and 0 <= int(end) <= LARGEST
             rest = [int(x), int(y)]
             rest.remove(int(middle))
             assert sorted([int(a), int(b), *rest]) == numbers
-            assert verdict == ("yes" if int(end) == target else "no")
+            assert int(checked) == target and verdict == ("yes" if int(end) == target else "no")
         assert eval(answer) == int(end), "what is answered is the last attempt"
         assert right(trace, numbers, target) == (tried[-1] == "yes")
         assert 1 <= len(tried) // 2 <= task.max_attempts
