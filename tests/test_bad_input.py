@@ -97,6 +97,10 @@ CASES: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "ages crossed": (
         ("train", "--prefixes.min-age", 9, "--prefixes.max-age", 3), ("min_age (9) is above prefixes.max_age (3)",),
     ),
+    "steps of a task without steps": (
+        ("train", *DATASET, "--task.train", "rows.jsonl", "--prefixes.where", "step"),
+        ("prefixes.where is step", "Dataset names no words"),
+    ),
     "no steps": (("train", "--steps", -1), ("steps must be 0 or more",)),
     "groups that would be split": (("train", "--updates-per-step", 5), ("multiple of updates_per_step",)),
     "greedy rollouts": (("train", "--sampling.temperature", 0), ("temperature must be above 0",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -130,10 +131,26 @@ def test_no_prefixes_asks_the_history_nothing(rng: random.Random) -> None:
         ({"cut_low": 0.6, "cut_high": 0.5}, "cut_low"),
         ({"cut_high": 1.1}, "cut_high"),
         ({"cut_low": -0.1}, "cut_low"),
+        ({"cut_low": float("nan")}, "cut_low"),
+        ({"schedule": "linear", "cut_high_end": 0.05}, "cut_low"),
+        ({"schedule": "cosine", "cut_high_end": 1.5}, "cut_high"),
+        ({"exactly": -1}, "exactly"),
+        ({"warmup": -1}, "warmup"),
+        ({"over": 0}, "over"),
+        ({"cut_tokens": 0}, "cut_tokens"),
+        ({"half_life": 0.0}, "half_life"),
+        ({"half_life": float("nan")}, "half_life"),
+        ({"share_end": -0.5}, "share_end"),
+        ({"surprising": 1.01}, "surprising"),
+        ({"ages": "old"}, "ages is one of uniform, recent, stratified"),
+        ({"outcome": "sucess"}, "outcome"),
+        ({"where": "anywhere"}, "where"),
+        ({"schedule": "exponential"}, "schedule"),
+        ({"gradient": True}, "gradient"),
     ],
     ids=str,
 )
-def test_an_impossible_rule_is_refused_in_one_line_that_names_the_option(wrong: dict[str, float], named: str) -> None:
+def test_an_impossible_rule_is_refused_in_one_line_that_names_the_option(wrong: dict[str, Any], named: str) -> None:
     with pytest.raises(StockpotError, match=named) as told:
-        FromHistory(**wrong)  # type: ignore[arg-type]
+        FromHistory(**wrong)
     assert "\n" not in str(told.value)

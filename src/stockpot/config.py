@@ -121,6 +121,10 @@ class Config:
             raise StockpotError("prompts_per_step must be a multiple of updates_per_step: groups are not split.")
         if self.sampling.temperature == 0:
             raise StockpotError("sampling.temperature must be above 0 in training: greedy rollouts teach nothing.")
+        if isinstance(self.prefixes, FromHistory) and self.prefixes.where == "step" and not self.task.step_words:
+            raise StockpotError(
+                f"prefixes.where is step, but {type(self.task).__name__} names no words that end a step: cut elsewhere."
+            )
         if not self.model and not isinstance(self.task, EmbeddedTask):
             raise StockpotError(f"{type(self.task).__name__} brings no model of its own: give one with --model.")
 

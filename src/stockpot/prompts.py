@@ -55,9 +55,12 @@ def to_prompt(row: Mapping[str, Any], tokenizer: Any, number: int) -> Prompt:
 
 
 def step_ends(task: Task, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a step of the task, where it has such: words that are one token each."""
+    """The tokens that end a step of the task, where it has such: words that are one token each.
+
+    A word of several tokens ends in one that other words may end in too; it marks nothing.
+    """
     ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in task.step_words]
-    return frozenset(one[-1] for one in ids if one)
+    return frozenset(one[0] for one in ids if len(one) == 1)
 
 
 def pick(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:

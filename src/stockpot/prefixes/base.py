@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -55,33 +55,29 @@ class NoPrefixes(PrefixRule):
         return ()
 
 
-def head(rollout: Rollout, length: int, *, trained: Callable[[float | None], bool] | bool = True) -> tuple[Span, ...]:
+def head(rollout: Rollout, length: int, *, trained: Set[int] | bool = True) -> tuple[Span, ...]:
     """The first `length` response tokens of a stored rollout as prefix spans: each token keeps its author.
 
     At least one token is left to the continuation, so that a stop token never ends up inside a prefix. `trained` says
-    which tokens may carry gradient, all of them alike or each by its author's log-prob; what was never to be trained
+    which tokens may carry gradient: all, none, or those at these places of the response. What was never to be trained
     stays so.
     """
-    left = max(0, min(length, len(rollout) - 1))
+    length = max(0, min(length, len(rollout) - 1))
     spans: list[Span] = []
+    done = 0
     for span in rollout.spans:
-        piece = span[:left]
-        left -= len(piece)
-        for start, end, carries in runs(piece, trained):
+        piece = span[: length - done]
+        for start, end, carries in runs(range(done, done + len(piece)), trained):
             part = piece[start:end]
             spans.append(replace(part, kind="prefix", source=rollout.id, trained=carries and piece.trained))
+        done += len(piece)
     return tuple(spans)
 
 
-def runs(span: Span, trained: Callable[[float | None], bool] | bool) -> Iterator[tuple[int, int, bool]]:
-    """Stretches of a span whose tokens are all trained or all not: (start, end, trained)."""
-    if isinstance(trained, bool):
-        yield from [(0, len(span), trained)] if len(span) else []
-        return
-    known: Sequence[float | None] = [None] * len(span) if span.log_probs is None else span.log_probs
-    marks = [trained(log_prob) for log_prob in known]
+def runs(places: range, trained: Set[int] | bool) -> Iterator[tuple[int, int, bool]]:
+    """Stretches of places that are all trained or all not: (start, end, trained), counted from the first place."""
     start = 0
-    for mark, group in groupby(marks):
-        end = start + len(list(group))
+    for mark, stretch in groupby(places, key=lambda place: trained if isinstance(trained, bool) else place in trained):
+        end = start + len(list(stretch))
         yield start, end, mark
         start = end

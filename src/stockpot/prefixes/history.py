@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from stockpot.prefixes.base import PrefixRule, head
 from stockpot.types import Candidate, Rollout, Span, StockpotError
@@ -23,7 +23,7 @@ class FromHistory(PrefixRule):
     share: float = 0.25
     """Share of each group that gets a prefix."""
     exactly: int = 0
-    """This many of each group instead of a share; 0 goes by the share."""
+    """This many of each group instead of a share, whatever the schedule; 0 goes by the share."""
     warmup: int = 0
     """Steps before the first prefix."""
     min_age: int = 4
@@ -47,7 +47,7 @@ class FromHistory(PrefixRule):
     cut_tokens: int = 8
     """With where "tokens": the prefix's length."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How share and cut_high move over training, from their values to the two ends below."""
+    """How share and cut_high move after the warm-up, from their values to the two ends below."""
     over: int = 100
     """Steps that the schedule takes."""
     share_end: float = 0.0
@@ -56,11 +56,16 @@ class FromHistory(PrefixRule):
     """cut_high at the schedule's end."""
     gradient: Literal["ratio", "none", "surprise"] = "ratio"
     """Which prefix tokens carry gradient, corrected by the ratio to their author: all (the method), none, or those
-    that surprised their author most."""
+    that surprised their author most (where its log-probs are known)."""
     surprising: float = 0.2
     """With gradient "surprise": the share of a prefix's tokens that carries it."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise StockpotError(
+                    f"prefixes.{name} is one of {', '.join(get_args(hint))}, not {getattr(self, name)}."
+                )
         for name in ("share", "share_end", "surprising"):
             if not 0 <= getattr(self, name) <= 1:
                 raise StockpotError(f"prefixes.{name} is a share: it must lie in 0..1, not {getattr(self, name)}.")
@@ -92,13 +97,15 @@ class FromHistory(PrefixRule):
     def choose(self, candidates: Sequence[Candidate], group_size: int, now: int, rng: random.Random) -> list[int]:
         fit = [candidate for candidate in self._of_outcome(candidates) if candidate.length >= 2]
         count = min(len(fit), self.wanted(group_size, now))
-        if self.ages == "recent":  # weighted and without replacement: the largest u^(1/weight) win
-            weights = [0.5 ** ((now - candidate.version) / self.half_life) for candidate in fit]
-            keys = [math.log(1.0 - rng.random()) / max(weight, 1e-300) for weight in weights]
-            return [fit[i].id for i in sorted(range(len(fit)), key=lambda i: -keys[i])[:count]]
+        if (
+            self.ages == "recent"
+        ):  # weighted, without replacement: of waits for rates 2^(-age / half_life), the shortest
+            decay = math.log(2) / self.half_life
+            waits = [math.log(rng.expovariate(1.0) or 1e-300) + decay * (now - one.version) for one in fit]  # in logs
+            return [one.id for _, one in sorted(zip(waits, fit, strict=True), key=lambda pair: pair[0])[:count]]
         if self.ages == "stratified":
             fit.sort(key=lambda candidate: (candidate.version, candidate.id))
-            edges = [round(i * len(fit) / count) for i in range(count + 1)] if count else []
+            edges = [i * len(fit) // count for i in range(count + 1)] if count else []
             return [rng.choice(fit[low:high]).id for low, high in pairwise(edges)]
         return rng.sample([candidate.id for candidate in fit], count)
 
@@ -106,11 +113,10 @@ class FromHistory(PrefixRule):
         length = self._place(rollout, now, rng, ends)
         if self.gradient != "surprise":
             return head(rollout, length, trained=self.gradient == "ratio")
-        known = sorted(p for span in head(rollout, length) if span.log_probs for p in span.log_probs)
-        limit = (
-            known[max(0, math.ceil(self.surprising * len(known)) - 1)] if known and self.surprising > 0 else -math.inf
-        )
-        return head(rollout, length, trained=lambda log_prob: log_prob is not None and log_prob <= limit)
+        tokens = [(s, i) for s in head(rollout, length) for i in range(len(s))]
+        known = [(s.log_probs[i], n, s.trained) for n, (s, i) in enumerate(tokens) if s.log_probs is not None]
+        count = math.ceil(self.surprising * len(known) - 1e-9)  # exactly so many, though many log-probs may be equal
+        return head(rollout, length, trained=frozenset([n for _, n, trained in sorted(known) if trained][:count]))
 
     def _of_outcome(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """The candidates whose outcome is asked for."""
@@ -128,12 +134,13 @@ class FromHistory(PrefixRule):
         if self.where == "fraction":
             return round(rng.uniform(self.cut_low, high) * len(rollout))
         first, last = math.ceil(self.cut_low * len(rollout)), math.floor(high * len(rollout))
-        tokens = rollout.tokens
+        places = range(max(first, 1), min(last, len(rollout) - 1) + 1)
         if self.where == "step":
-            places = [n for n in range(max(first, 1), last + 1) if tokens[n - 1] in ends]
-            return rng.choice(places) if places else 0
+            tokens = rollout.tokens
+            found = [n for n in places if tokens[n - 1] in ends]
+            return rng.choice(found) if found else 0
         log_probs = [p for span in rollout.spans for p in span.log_probs or [0.0] * len(span)]
-        return min(range(first, min(last, len(tokens) - 1) + 1), key=lambda n: log_probs[n], default=0)
+        return min(places, key=lambda n: log_probs[n], default=0)
 
     def _moved(self, start: float, end: float, now: int) -> float:
         """A scheduled value at step `now`."""
