@@ -89,6 +89,7 @@ CASES: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     # values
     "wrong number": (("train", "--steps", "many"), ("--steps", "many")),
     "wrong choice": (("train", "--kl.estimator", "k9"), ("--kl.estimator", "k9", "k1", "k2", "k3")),
+    "group of one, off-policy": (("train", "--algorithm", "topr", "--group-size", 1), ("TOPR", "at least 2")),
     "group of one": (("train", "--group-size", 1), ("group_size must be at least 2", "--algorithm reinforce")),
     "group of one for rloo": (
         ("train", "--algorithm", "rloo", "--group-size", 1), ("RLOO", "group_size must be at least 2"),

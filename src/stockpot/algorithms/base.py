@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +39,17 @@ class Algorithm(ABC):
     @abstractmethod
     def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
         """Terms per token from today's log-probs [N] of the batch's tokens."""
+
+
+def group_normalised(group: Group, scale_by_std: bool = True) -> list[float]:
+    """(r_i - mean r) / (std r + 1e-4), the deviation with n - 1; without it when not asked for: GRPO's advantages."""
+    rewards = group.rewards
+    mean = sum(rewards) / len(rewards)
+    centred = [reward - mean for reward in rewards]
+    if not scale_by_std or len(rewards) < 2:
+        return centred
+    std = math.sqrt(sum(c * c for c in centred) / (len(rewards) - 1))
+    return [c / (std + 1e-4) for c in centred]
 
 
 def denominator(normalise: Normalise, batch: Batch, totals: Totals) -> Tensor | float:

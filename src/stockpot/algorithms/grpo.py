@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from stockpot import ops
-from stockpot.algorithms.base import Algorithm, Normalise, Terms, clipped_surrogate
+from stockpot.algorithms.base import Algorithm, Normalise, Terms, clipped_surrogate, group_normalised
 from stockpot.types import Batch, Group, StockpotError
 
 
@@ -40,13 +39,7 @@ class GRPO(Algorithm):
             raise StockpotError("clip_low must lie in 0..1 and clip_high must be 0 or more.")
 
     def advantages(self, group: Group) -> list[float]:
-        rewards = group.rewards
-        mean = sum(rewards) / len(rewards)
-        centred = [reward - mean for reward in rewards]
-        if not self.scale_by_std or len(rewards) < 2:
-            return centred
-        std = math.sqrt(sum(c * c for c in centred) / (len(rewards) - 1))
-        return [c / (std + 1e-4) for c in centred]
+        return group_normalised(group, self.scale_by_std)
 
     def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
         log_ratios = ops.log_ratio(log_probs, batch.author_log_probs, batch.known)
