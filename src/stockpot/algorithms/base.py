@@ -41,8 +41,23 @@ class Algorithm(ABC):
         """Terms per token from today's log-probs [N] of the batch's tokens."""
 
 
-def group_normalised(group: Group, scale_by_std: bool = True) -> list[float]:
-    """(r_i - mean r) / (std r + 1e-4), the deviation with n - 1; without it when not asked for: GRPO's advantages."""
+def group_normalised(group: Group, scale_by_std: bool = True, *, by_kind: bool = False) -> list[float]:
+    """(r_i - mean r) / (std r + 1e-4), the deviation with n - 1; without it when not asked for: GRPO's advantages.
+
+    By kind: rollouts that begin with what a past policy wrote, or are all of it, are compared among themselves.
+    """
+    if by_kind:
+        old = [rollout.prefix_length > 0 for rollout in group.rollouts]
+        parts = {
+            kind: iter(
+                group_normalised(
+                    Group(group.prompt, tuple(r for r, o in zip(group.rollouts, old, strict=True) if o == kind)),
+                    scale_by_std,
+                )
+            )
+            for kind in set(old)
+        }
+        return [next(parts[kind]) for kind in old]
     rewards = group.rewards
     mean = sum(rewards) / len(rewards)
     centred = [reward - mean for reward in rewards]

@@ -22,7 +22,7 @@ class ExGRPO(Algorithm):
     token gets with beta 0.1 (ExGRPO, arXiv 2510.02245). Advantages are GRPO's over fresh and replayed together.
 
     This is the loss alone. Which experience is replayed (in the paper: prompts drawn by their success count, of each
-    the success of least entropy) is the business of a prefix rule.
+    the success of least entropy) is the business of a prefix rule: `prefixes.Replay(outcome="success")` is the nearest.
 
     Differs from the paper: "replayed" is every author but the live policy, prefixes included. Whether advantages are
     divided by the deviation, and over what terms are averaged, is ours.

@@ -25,6 +25,8 @@ class GRPO(Algorithm):
 
     scale_by_std: bool = True
     """Divide advantages by the group's standard deviation; Dr. GRPO does not."""
+    compare: Literal["group", "kind"] = "group"
+    """Compare each rollout with its whole group, or those with a prefix and those without among themselves."""
     clip_low: float = 0.2
     """Ratios below 1 - this earn no gradient when the advantage is negative."""
     clip_high: float = 0.2
@@ -39,7 +41,7 @@ class GRPO(Algorithm):
             raise StockpotError("clip_low must lie in 0..1 and clip_high must be 0 or more.")
 
     def advantages(self, group: Group) -> list[float]:
-        return group_normalised(group, self.scale_by_std)
+        return group_normalised(group, self.scale_by_std, by_kind=self.compare == "kind")
 
     def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
         log_ratios = ops.log_ratio(log_probs, batch.author_log_probs, batch.known)

@@ -32,10 +32,15 @@ class PrefixRule(ABC):
 
     @abstractmethod
     def cut(self, rollout: Rollout, now: int, rng: random.Random, ends: Set[int] = frozenset()) -> tuple[Span, ...]:
-        """The head of a stored rollout, as prefix spans; its last token is never part of it.
+        """The head of a stored rollout, as prefix spans: all but at least the last token, or everything (replay).
 
         `ends` are the tokens that end a step of the task, for rules that cut there.
         """
+
+    def begin(self, stored: Rollout, now: int, rng: random.Random, ends: Set[int] = frozenset()) -> Rollout:
+        """The stored rollout, cut. It keeps its reward only where all of it was taken and nothing is left to write."""
+        begun = replace(stored, spans=self.cut(stored, now, rng, ends))
+        return begun if len(begun) == len(stored) else replace(begun, reward=None)
 
 
 @dataclass(frozen=True)

@@ -149,3 +149,12 @@ class FromHistory(PrefixRule):
         done = min(1.0, max(0, now - self.warmup) / self.over)
         done = done if self.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
         return start + (end - start) * done
+
+
+def prefixrl() -> FromHistory:
+    """PrefixRL (arXiv 2601.18795): heads of successes, without gradient; only the continuation learns.
+
+    Differs from the paper: its prefixes come from a set of correct off-policy traces, these from the run's own past;
+    share, ages and cuts are ours.
+    """
+    return FromHistory(outcome="success", gradient="none")
