@@ -89,6 +89,7 @@ CASES: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     # values
     "wrong number": (("train", "--steps", "many"), ("--steps", "many")),
     "wrong choice": (("train", "--kl.estimator", "k9"), ("--kl.estimator", "k9", "k1", "k2", "k3")),
+    "group of one, off-policy": (("train", "--algorithm", "topr", "--group-size", 1), ("TOPR", "at least 2")),
     "group of one": (("train", "--group-size", 1), ("group_size must be at least 2", "--algorithm reinforce")),
     "group of one for rloo": (
         ("train", "--algorithm", "rloo", "--group-size", 1), ("RLOO", "group_size must be at least 2"),
@@ -96,6 +97,10 @@ CASES: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "share above one": (("train", "--prefixes.share", 1.5), ("prefixes.share", "0..1", "1.5")),
     "ages crossed": (
         ("train", "--prefixes.min-age", 9, "--prefixes.max-age", 3), ("min_age (9) is above prefixes.max_age (3)",),
+    ),
+    "steps of a task without steps": (
+        ("train", *DATASET, "--task.train", "rows.jsonl", "--prefixes.where", "step"),
+        ("prefixes.where is step", "Dataset names no words"),
     ),
     "no steps": (("train", "--steps", -1), ("steps must be 0 or more",)),
     "groups that would be split": (("train", "--updates-per-step", 5), ("multiple of updates_per_step",)),

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from stockpot import batching, ops
-from stockpot.algorithms import GRPO, RLOO, Algorithm, Reinforce
+from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, TOPR, Algorithm, AsymRE, ExGRPO, Reinforce
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.types import Author, Batch, Group, Prompt, Rollout, Span
 
@@ -242,6 +242,37 @@ def policy_gradients() -> list[Claim]:
     ]
 
 
+def off_policy() -> list[Claim]:
+    """Replay of everything by the methods made for it."""
+
+    def replayed(t: Tree, algorithm: Algorithm) -> Tensor:
+        base = float(t.value(t.policy)) - getattr(algorithm, "delta", 0.0)
+        rollouts = [t.written(sequence, LENGTH) for sequence in SEQUENCES]
+        return t.ascent(algorithm, rollouts, [REWARD[s] - base for s in SEQUENCES], t.odds(LENGTH, t.policy))
+
+    def claim(name: str, algorithm: Algorithm, within: tuple[float, float], *, scaled: bool = False) -> Claim:
+        def wrong(t: Tree) -> float:
+            found, true = replayed(t, algorithm), t.gradient(t.value)
+            return error(best_scale(found, true) if scaled else found, true)
+
+        return name + (", at the best scale" if scaled else ""), VALUE, within, wrong
+
+    return [
+        claim("replay, AsymRE", AsymRE(), (0.3, 1.2)),
+        claim("replay, AsymRE", AsymRE(), (0.3, 1.0), scaled=True),
+        claim("replay, TOPR", TOPR(), (0.1, 0.5)),
+        claim("replay, TOPR with each token's ratio", TOPR(level="token"), (0.1, 0.5)),
+        claim("replay, M2PO", M2PO(), (0.2, 1.2)),
+        claim("replay, LUFFY's shaped probability", LUFFY(), (0.2, 1.0), scaled=True),
+        claim("replay, ExGRPO's shaped ratio", ExGRPO(), (0.2, 1.0), scaled=True),
+    ]
+
+
+def best_scale(found: Tensor, true: Tensor) -> Tensor:
+    """`found` times whatever brings it nearest to the truth: what is left is an error of direction."""
+    return found * (found * true).sum() / found.square().sum()
+
+
 def prefixes() -> list[Claim]:
     """The old policy writes the head, the live one the rest."""
 
@@ -284,7 +315,7 @@ def baselines() -> list[Claim]:
 
     def rescaled(tree: Tree) -> float:
         found, true = tree.pairs(GRPO()), tree.gradient(tree.value)
-        return error(found * (found * true).sum() / found.square().sum(), true)
+        return error(best_scale(found, true), true)
 
     return [
         (
@@ -379,7 +410,7 @@ def entropies() -> list[Claim]:
     ]
 
 
-CLAIMS = [*policy_gradients(), *prefixes(), *baselines(), *divergences(), *entropies()]
+CLAIMS = [*policy_gradients(), *off_policy(), *prefixes(), *baselines(), *divergences(), *entropies()]
 
 
 @dataclass(frozen=True)

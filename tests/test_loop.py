@@ -18,7 +18,7 @@ from stockpot.algorithms import Reinforce
 from stockpot.config import Config, Evaluation, from_json, to_json
 from stockpot.history import History
 from stockpot.models import load_tokenizer
-from stockpot.prefixes import NoPrefixes
+from stockpot.prefixes import FromHistory, NoPrefixes
 from stockpot.prompts import load_prompts, pick
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.tasks import Dataset
@@ -79,7 +79,7 @@ def test_prefixes_add_up_and_are_what_was_stored(step: int, finished: Path) -> N
     given = [r for r in rollouts if r.prefix_length]
     assert row["prefix/share"] == len(given) / len(rollouts)
     assert row["prefix/tokens"] == sum(r.prefix_length for r in rollouts)
-    assert len(given) + row["prefix/missing"] == recipe.prompts_per_step * rule.wanted(size)
+    assert len(given) + row["prefix/missing"] == recipe.prompts_per_step * rule.wanted(size, step)
     past = {s: {r.id for r in stored(finished, s)} for s in range(step)}
     with History.open(finished / "history.sqlite", read_only=True) as history:
         for rollout in given:
@@ -98,6 +98,15 @@ def test_prefixes_add_up_and_are_what_was_stored(step: int, finished: Path) -> N
         assert len(set().union(*group)) == len(group), "no rollout serves twice in one group"
     if step >= 2:
         assert given, "from the second round over the prompts on there is something to start from"
+
+
+def test_a_prefix_without_a_place_to_cut_is_counted_as_missing(started: str, tmp_path: Path) -> None:
+    """Chosen in vain: between these fractions of a response there is no token. The group starts afresh."""
+    rule = FromHistory(share=0.5, min_age=1, where="surprise", cut_low=0.0, cut_high=0.001)
+    train(short(started, prefixes=rule), tmp_path / "run")
+    rows = metrics(tmp_path / "run")[1:]
+    assert [row["prefix/missing"] for row in rows] == [recipe.prompts_per_step * 2] * 3
+    assert not any(r.prefix_length for r in stored(tmp_path / "run"))
 
 
 def by_token(rollout: Rollout) -> list[tuple[Author, float, Any]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from helpers import OLD, RUN, rollout, span
+from helpers import NOW, OLD, RUN, rollout, span
 from stockpot.prefixes import FromHistory, NoPrefixes, PrefixRule, head
 from stockpot.types import Author, Candidate, Rollout, StockpotError
 
@@ -68,7 +69,7 @@ def test_what_was_never_to_be_trained_is_not_trained_as_a_prefix_either(rng: ran
 
 def test_cuts_lie_between_the_two_fractions_and_reach_both(rng: random.Random) -> None:
     rule, whole = FromHistory(cut_low=0.25, cut_high=0.5), rollout(rng, span(rng, OLD, 40))
-    lengths = Counter(sum(map(len, rule.cut(whole, rng))) for _ in range(2000))
+    lengths = Counter(sum(map(len, rule.cut(whole, NOW, rng))) for _ in range(2000))
     assert (min(lengths), max(lengths)) == (10, 20)
     assert lengths.most_common()[-1][1] > 20, "every place between them is cut at"
 
@@ -77,9 +78,9 @@ def test_cuts_and_choices_follow_from_the_generator(rng: random.Random) -> None:
     rule, whole = FromHistory(share=0.5), stored(rng)
     for seed in range(20):
         one, two = random.Random(seed), random.Random(seed)
-        assert rule.choose(candidates(12), 8, one) == rule.choose(candidates(12), 8, two)
-        assert rule.cut(whole, one) == rule.cut(whole, two)
-    assert len({tuple(rule.choose(candidates(12), 8, random.Random(seed))) for seed in range(20)}) > 10
+        assert rule.choose(candidates(12), 8, NOW, one) == rule.choose(candidates(12), 8, NOW, two)
+        assert rule.cut(whole, NOW, one) == rule.cut(whole, NOW, two)
+    assert len({tuple(rule.choose(candidates(12), 8, NOW, random.Random(seed))) for seed in range(20)}) > 10
 
 
 @pytest.mark.parametrize("known", [0, 1, 3, 4, 50])
@@ -87,15 +88,15 @@ def test_no_rollout_is_taken_twice_and_no_more_than_the_share(known: int, rng: r
     rule = FromHistory(share=0.5)
     taken: Counter[int] = Counter()
     for _ in range(300):
-        chosen = rule.choose(candidates(known), 8, rng)
-        assert len(chosen) == len(set(chosen)) == min(known, rule.wanted(8))
+        chosen = rule.choose(candidates(known), 8, NOW, rng)
+        assert len(chosen) == len(set(chosen)) == min(known, rule.wanted(8, NOW))
         taken.update(chosen)
     assert set(taken) == {c.id for c in candidates(known)}, "every candidate has its chance"
 
 
 def test_a_rollout_too_short_to_cut_is_not_chosen(rng: random.Random) -> None:
-    assert FromHistory(share=1.0).choose(candidates(5, length=1), 8, rng) == []
-    assert len(FromHistory(share=1.0).choose(candidates(5, length=2), 8, rng)) == 5
+    assert FromHistory(share=1.0).choose(candidates(5, length=1), 8, NOW, rng) == []
+    assert len(FromHistory(share=1.0).choose(candidates(5, length=2), 8, NOW, rng)) == 5
 
 
 def test_ages_are_counted_back_from_now() -> None:
@@ -113,7 +114,11 @@ def test_ages_are_counted_back_from_now() -> None:
 def test_no_prefixes_asks_the_history_nothing(rng: random.Random) -> None:
     rule: PrefixRule = NoPrefixes()
     assert rule.versions(100) is None
-    assert (rule.choose(candidates(4), 8, rng), rule.wanted(8), rule.cut(stored(rng), rng)) == ([], 0, ())
+    assert (rule.choose(candidates(4), 8, NOW, rng), rule.wanted(8, NOW), rule.cut(stored(rng), NOW, rng)) == (
+        [],
+        0,
+        (),
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,10 +131,26 @@ def test_no_prefixes_asks_the_history_nothing(rng: random.Random) -> None:
         ({"cut_low": 0.6, "cut_high": 0.5}, "cut_low"),
         ({"cut_high": 1.1}, "cut_high"),
         ({"cut_low": -0.1}, "cut_low"),
+        ({"cut_low": float("nan")}, "cut_low"),
+        ({"schedule": "linear", "cut_high_end": 0.05}, "cut_low"),
+        ({"schedule": "cosine", "cut_high_end": 1.5}, "cut_high"),
+        ({"exactly": -1}, "exactly"),
+        ({"warmup": -1}, "warmup"),
+        ({"over": 0}, "over"),
+        ({"cut_tokens": 0}, "cut_tokens"),
+        ({"half_life": 0.0}, "half_life"),
+        ({"half_life": float("nan")}, "half_life"),
+        ({"share_end": -0.5}, "share_end"),
+        ({"surprising": 1.01}, "surprising"),
+        ({"ages": "old"}, "ages is one of uniform, recent, stratified"),
+        ({"outcome": "sucess"}, "outcome"),
+        ({"where": "anywhere"}, "where"),
+        ({"schedule": "exponential"}, "schedule"),
+        ({"gradient": True}, "gradient"),
     ],
     ids=str,
 )
-def test_an_impossible_rule_is_refused_in_one_line_that_names_the_option(wrong: dict[str, float], named: str) -> None:
+def test_an_impossible_rule_is_refused_in_one_line_that_names_the_option(wrong: dict[str, Any], named: str) -> None:
     with pytest.raises(StockpotError, match=named) as told:
-        FromHistory(**wrong)  # type: ignore[arg-type]
+        FromHistory(**wrong)
     assert "\n" not in str(told.value)

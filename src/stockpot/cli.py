@@ -239,7 +239,12 @@ def members(field: str) -> dict[str, Callable[[], Any]]:
     from stockpot import algorithms, prefixes, tasks
 
     if field == "prefixes":
-        return {"history": prefixes.FromHistory, "none": prefixes.NoPrefixes}
+        return {
+            "history": prefixes.FromHistory,
+            "none": prefixes.NoPrefixes,
+            "replay": prefixes.Replay,
+            "prefixrl": prefixes.prefixrl,
+        }
     module = algorithms if field == "algorithm" else tasks
     skip = {"Algorithm", "Terms", "Supervised", "Task", "EmbeddedTask"}
     return {name.lower().replace("_", "-"): getattr(module, name) for name in module.__all__ if name not in skip}

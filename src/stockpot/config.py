@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from stockpot.algorithms import GRPO, RLOO, Algorithm
+from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, TOPR, Algorithm, ExGRPO
 from stockpot.policy import Learner
 from stockpot.prefixes import FromHistory, PrefixRule
 from stockpot.regularizers import KL, EntropyBonus
@@ -112,7 +112,7 @@ class Config:
                 raise StockpotError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.steps < 0:
             raise StockpotError(f"steps must be 0 or more, not {self.steps}.")
-        if self.group_size < 2 and isinstance(self.algorithm, (GRPO, RLOO)):
+        if self.group_size < 2 and isinstance(self.algorithm, (GRPO, RLOO, M2PO, TOPR, LUFFY, ExGRPO)):
             raise StockpotError(
                 f"{type(self.algorithm).__name__} compares the rollouts of a group: group_size must be at least 2 "
                 "(or use --algorithm reinforce --algorithm.no-baseline)."
@@ -121,6 +121,10 @@ class Config:
             raise StockpotError("prompts_per_step must be a multiple of updates_per_step: groups are not split.")
         if self.sampling.temperature == 0:
             raise StockpotError("sampling.temperature must be above 0 in training: greedy rollouts teach nothing.")
+        if isinstance(self.prefixes, FromHistory) and self.prefixes.where == "step" and not self.task.step_words:
+            raise StockpotError(
+                f"prefixes.where is step, but {type(self.task).__name__} names no words that end a step: cut elsewhere."
+            )
         if not self.model and not isinstance(self.task, EmbeddedTask):
             raise StockpotError(f"{type(self.task).__name__} brings no model of its own: give one with --model.")
 

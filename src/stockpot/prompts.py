@@ -54,6 +54,15 @@ def to_prompt(row: Mapping[str, Any], tokenizer: Any, number: int) -> Prompt:
     return Prompt(key, ids, text, columns | ({} if isinstance(asked, str) else {"prompt": asked}))
 
 
+def step_ends(task: Task, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a step of the task, where it has such: words that are one token each.
+
+    A word of several tokens ends in one that other words may end in too; it marks nothing.
+    """
+    ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in task.step_words]
+    return frozenset(one[0] for one in ids if len(one) == 1)
+
+
 def pick(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
     """The prompts of a step: the dataset shuffled anew each time round, and no state but the step's number."""
     chosen = []

@@ -27,7 +27,7 @@ from stockpot.models import vocabulary_of
 from stockpot.record import Run
 from stockpot.rewards.score import score
 from stockpot.start import prepare
-from stockpot.types import Group, Prompt, Request, Rollout, Span
+from stockpot.types import Group, Prompt, Request, Rollout
 
 
 def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
@@ -62,6 +62,7 @@ class Loop:
         load = {"tokenizer": engine.tokenizer, "context": engine.context, "max_tokens": config.max_tokens}
         self.train_prompts = prompts.load_prompts(config.task, "train", **load)
         self.test_prompts = prompts.load_prompts(config.task, "test", **load)
+        self.step_ends = prompts.step_ends(config.task, engine.tokenizer)
         self.last_score: dict[str, float] = {}
 
     def step(self, now: int, history: History) -> tuple[dict[str, float], dict[str, float]]:
@@ -69,50 +70,59 @@ class Loop:
         config, clock = self.config, Clock()
         with clock("prefix"):
             asked = prompts.pick(self.train_prompts, now, config.prompts_per_step, config.seed)
-            prefixes = self.prefixes(asked, now, history)
+            heads = self.heads(asked, now, history)
+            whole = {slot: head for slot, head in heads.items() if head.reward is not None}
         with clock("continuation"):
+            size = config.group_size
             requests = [
                 Request(
-                    prompt,
-                    key=i * config.group_size + j,
-                    prefix=prefixes[i][j] if j < len(prefixes[i]) else (),
+                    asked[slot // size],
+                    key=slot,
+                    prefix=heads[slot].spans if slot in heads else (),
                     sampling=config.sampling,
                     max_tokens=config.max_tokens,
                 )
-                for i, prompt in enumerate(asked)
-                for j in range(config.group_size)
+                for slot in range(len(asked) * size)
+                if slot not in whole
             ]
-            rollouts = self.engine.sample(requests, derive(config.seed, "continuation", now))
+            fresh = self.engine.sample(requests, derive(config.seed, "continuation", now))
         with clock("reward"):
-            rollouts, unjudged = score(rollouts, config.task.reward, self.engine.tokenizer)
+            fresh, unjudged = score(fresh, config.task.reward, self.engine.tokenizer)
+            written = iter(fresh)
+            rollouts = [whole[slot] if slot in whole else next(written) for slot in range(len(asked) * size)]
         with clock("advantage"):
             lessons = list(self.lessons(group(asked, rollouts, config.group_size)))
         with clock("update"):
             updates = [self.engine.learn(lesson, derive(config.seed, "update", now)) for lesson in lessons]
             self.engine.advance(now + 1)
         with clock("history"):
-            history.append(now, rollouts)
+            history.append(now, fresh)
         for update in updates:
             if update.skipped:
                 console.tell(f"step {now + 1}: no update was made, {update.skipped}")
-        wanted = len(asked) * config.prefixes.wanted(config.group_size)
+        wanted = len(asked) * config.prefixes.wanted(config.group_size, now)
         metrics = describe(rollouts, config.group_size) | average([update.metrics for update in updates])
-        metrics |= {"prefix/missing": float(wanted - sum(map(len, prefixes))), "reward/unjudged": float(unjudged)}
+        metrics |= {"prefix/missing": float(wanted - len(heads)), "reward/unjudged": float(unjudged)}
         metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
-        decoded = sum(len(r) - r.prefix_length for r in rollouts)
+        decoded = sum(len(r) - r.prefix_length for r in fresh)
         return metrics, clock.seconds | {"decoded_per_second": decoded / clock.seconds["continuation"]}
 
-    def prefixes(self, asked: Sequence[Prompt], now: int, history: History) -> list[list[tuple[Span, ...]]]:
-        """For each prompt, the prefixes that the first rollouts of its group begin with."""
+    def heads(self, asked: Sequence[Prompt], now: int, history: History) -> dict[int, Rollout]:
+        """What the first rollouts of each prompt's group begin with, by their place in the step.
+
+        One that keeps its stored reward was taken whole: there is nothing to continue, nor to store a second time.
+        """
         versions = self.config.prefixes.versions(now)
         if versions is None:
-            return [[] for _ in asked]
+            return {}
         rng = random.Random(derive(self.config.seed, "prefix", now))
         known = history.candidates([p.key for p in asked], oldest=versions[0], newest=versions[1])
-        chosen = [self.config.prefixes.choose(known.get(p.key, ()), self.config.group_size, rng) for p in asked]
+        rule, size = self.config.prefixes, self.config.group_size
+        chosen = [rule.choose(known.get(p.key, ()), size, now, rng) for p in asked]
         stored = iter(history.read([id for ids in chosen for id in ids]))
-        cuts = [[self.config.prefixes.cut(next(stored), rng) for _ in ids] for ids in chosen]
-        return [[spans for spans in row if spans] for row in cuts]
+        cuts = [[rule.begin(next(stored), now, rng, self.step_ends) for _ in ids] for ids in chosen]
+        rows = [[head for head in row if head.spans] for row in cuts]
+        return {i * size + j: head for i, row in enumerate(rows) for j, head in enumerate(row)}
 
     def lessons(self, groups: Sequence[Group]) -> Iterator[Lesson]:
         """Advantages of every group, dealt to the optimiser steps of this step; whole groups to each."""

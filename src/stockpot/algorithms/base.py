@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +39,32 @@ class Algorithm(ABC):
     @abstractmethod
     def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
         """Terms per token from today's log-probs [N] of the batch's tokens."""
+
+
+def group_normalised(group: Group, scale_by_std: bool = True, *, by_kind: bool = False) -> list[float]:
+    """(r_i - mean r) / (std r + 1e-4), the deviation with n - 1; without it when not asked for: GRPO's advantages.
+
+    By kind: rollouts that begin with what a past policy wrote, or are all of it, are compared among themselves.
+    """
+    if by_kind:
+        old = [rollout.prefix_length > 0 for rollout in group.rollouts]
+        parts = {
+            kind: iter(
+                group_normalised(
+                    Group(group.prompt, tuple(r for r, o in zip(group.rollouts, old, strict=True) if o == kind)),
+                    scale_by_std,
+                )
+            )
+            for kind in set(old)
+        }
+        return [next(parts[kind]) for kind in old]
+    rewards = group.rewards
+    mean = sum(rewards) / len(rewards)
+    centred = [reward - mean for reward in rewards]
+    if not scale_by_std or len(rewards) < 2:
+        return centred
+    std = math.sqrt(sum(c * c for c in centred) / (len(rewards) - 1))
+    return [c / (std + 1e-4) for c in centred]
 
 
 def denominator(normalise: Normalise, batch: Batch, totals: Totals) -> Tensor | float:

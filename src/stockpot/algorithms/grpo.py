@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from stockpot import ops
-from stockpot.algorithms.base import Algorithm, Normalise, Terms, clipped_surrogate
+from stockpot.algorithms.base import Algorithm, Normalise, Terms, clipped_surrogate, group_normalised
 from stockpot.types import Batch, Group, StockpotError
 
 
@@ -26,6 +25,8 @@ class GRPO(Algorithm):
 
     scale_by_std: bool = True
     """Divide advantages by the group's standard deviation; Dr. GRPO does not."""
+    compare: Literal["group", "kind"] = "group"
+    """Compare each rollout with its whole group, or those with a prefix and those without among themselves."""
     clip_low: float = 0.2
     """Ratios below 1 - this earn no gradient when the advantage is negative."""
     clip_high: float = 0.2
@@ -40,13 +41,7 @@ class GRPO(Algorithm):
             raise StockpotError("clip_low must lie in 0..1 and clip_high must be 0 or more.")
 
     def advantages(self, group: Group) -> list[float]:
-        rewards = group.rewards
-        mean = sum(rewards) / len(rewards)
-        centred = [reward - mean for reward in rewards]
-        if not self.scale_by_std or len(rewards) < 2:
-            return centred
-        std = math.sqrt(sum(c * c for c in centred) / (len(rewards) - 1))
-        return [c / (std + 1e-4) for c in centred]
+        return group_normalised(group, self.scale_by_std, by_kind=self.compare == "kind")
 
     def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
         log_ratios = ops.log_ratio(log_probs, batch.author_log_probs, batch.known)

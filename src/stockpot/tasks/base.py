@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -12,6 +12,9 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 
 class Task(ABC):
     """Rows and a reward, both in TRL's conventions: a `prompt` column (text or messages), any columns beside it."""
+
+    step_words: ClassVar[tuple[str, ...]] = ()
+    """Words that end a step of a response, for rules that cut there."""
 
     @abstractmethod
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:

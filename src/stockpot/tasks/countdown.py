@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from stockpot.tasks.base import EmbeddedTask, Split
 from stockpot.types import StockpotError
@@ -29,6 +29,8 @@ Attempt = tuple[int, str, int, int, str, int]
 @dataclass(frozen=True)
 class Countdown(EmbeddedTask):
     """Three numbers, a target, and as many attempts as there is room for."""
+
+    step_words: ClassVar[tuple[str, ...]] = ("no",)
 
     largest: int = 9
     """The numbers given are drawn from 1 to this."""
