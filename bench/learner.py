@@ -13,7 +13,7 @@ processes cannot take away.
 
     python bench/learner.py [--threads 1] [--turns N] [--tokens-per-pass 2048]
 
-With `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in the environment, Linux gives tensors huge pages: 5 to 9 % faster here.
+With `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in the environment, Linux may give tensors huge pages: up to 8 % faster.
 The last line is the ratio at the default model in float32.
 """
 
