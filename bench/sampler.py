@@ -29,6 +29,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from stockpot.samplers.torch import TorchSampler
+from stockpot.tasks.countdown import Countdown
 from stockpot.types import Author, Prompt, Request
 
 REQUESTS, NEW, PAD = 256, 64, 0
@@ -37,14 +38,11 @@ REQUESTS, NEW, PAD = 256, 64, 0
 def build(size: str) -> PreTrainedModel:
     """A model of random weights."""
     torch.manual_seed(0)
-    hidden, inter, layers, heads, size_of_head, vocab = {
-        "default": (128, 384, 4, 4, 32, 128),
-        "30m": (512, 1536, 10, 8, 64, 512),
-    }[size]
-    config = Qwen3Config(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=inter, num_hidden_layers=layers, head_dim=size_of_head,
-        num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=256, tie_word_embeddings=True
+    thirty_million = Qwen3Config(
+        vocab_size=512, hidden_size=512, intermediate_size=1536, num_hidden_layers=10, head_dim=64,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=True
     )  # fmt: skip
+    config = Countdown().model_config() if size == "default" else thirty_million
     return AutoModelForCausalLM.from_config(config).eval()
 
 

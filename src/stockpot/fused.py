@@ -72,9 +72,8 @@ class RMSNorm(torch.autograd.Function):
 def _norm_forward(module: Any, hidden_states: Tensor) -> Tensor:
     """Norms of the float32 stream are read by matrix products only: under autocast they are rounded here, once."""
     x, autocast = hidden_states, torch.is_autocast_enabled("cpu")
-    if x.dtype == torch.float32 and not (
-        torch.is_grad_enabled() or autocast
-    ):  # decoding: fewer calls, not fewer passes
+    # decoding a few tokens, fewer calls count, not fewer passes
+    if x.dtype == torch.float32 and not (torch.is_grad_enabled() or autocast):
         y: Tensor = type(module).forward(module, x)
         return y
     plain = torch.promote_types(x.dtype, module.weight.dtype)

@@ -80,6 +80,10 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         return self.cache.columns
 
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` before transformers 5.20."""
+        return self.cache.columns
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
