@@ -192,6 +192,18 @@ def test_eval_of_a_model_uses_the_sizes_asked_for(started: str, tmp_path: Path) 
     assert {"test/pass@1", "test/pass@2"} <= json.loads((tmp_path / "a.json").read_text()).keys()
 
 
+def test_eval_of_a_model_on_the_task_of_a_recipe(started: str, tmp_path: Path) -> None:
+    """Not every model is there for countdown: a recipe names the task, and a wrong name is refused."""
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from stockpot.config import Config\nfrom stockpot.tasks import Countdown\n"
+        "recipe = Config(task=Countdown(test_prompts=2, train_prompts=2), max_tokens=16)\n"
+    )
+    told = stockpot("eval", started, "--recipe", recipe, "--samples", 2, "--prompts", 99)
+    assert told.code == 0 and "2 prompts x 2 samples" in " ".join(told.out.split())
+    assert stockpot("eval", started, "--recipe", "contdown").code == 2
+
+
 def test_eval_says_the_same_twice(finished: Path, tmp_path: Path) -> None:
     """And step 0 of a run is the model that it started from."""
     for name in ("once", "again"):

@@ -127,7 +127,7 @@ def evaluate(words: list[str]) -> None:
     options = parse("stockpot eval", Eval, words)
     config = None
     if not (Path(options.model) / "metrics.jsonl").exists():
-        _, _, config = read_config("stockpot eval", ["--model", options.model])
+        _, _, config = read_config("stockpot eval", [options.recipe, "--model", options.model])
     go(options, config)
 
 

@@ -23,6 +23,8 @@ class Eval:
 
     model: Annotated[Positional[str], arg(metavar="RUN|MODEL")]
     """A run folder (its last checkpoint is taken), or a model folder or hub id."""
+    recipe: str = "countdown"
+    """For a model that is no run: the recipe, by name or .py file, whose task and room for a response are used."""
     step: int | None = None
     """In a run: the checkpoint of this step instead of the last."""
     samples: int | None = None
