@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from stockpot import ops
-from stockpot.types import Batch, Group, Totals
+from stockpot.types import KINDS, Batch, Group, StockpotError, Totals
 
 Normalise = Literal["token", "rollout", "constant"]
 
@@ -80,12 +81,29 @@ def denominator(normalise: Normalise, batch: Batch, totals: Totals) -> Tensor | 
     return batch.lengths.clamp_min(1)[batch.rollout] * float(max(totals.rollouts, 1))
 
 
-def clipped_surrogate(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> Terms:
+def for_prefix(batch: Batch, live: float, prefix: float | None) -> float | Tensor:
+    """A number for every token [N], another one for those that came with a prefix; the one number where None."""
+    if prefix is None:
+        return live
+    value = batch.advantages.new_tensor
+    return torch.where(batch.kind == KINDS.index("prefix"), value(prefix), value(live))
+
+
+def check_prefix_clip(low: float | None, high: float | None, level: str) -> None:
+    """Refuse bounds for prefixes that cannot be: one ratio for a whole rollout has no part that is the prefix's."""
+    if (low is not None and not 0 <= low <= 1) or (high is not None and high < 0):
+        raise StockpotError("prefix_clip_low must lie in 0..1 and prefix_clip_high must be 0 or more.")
+    if level == "rollout" and (low is not None or high is not None):
+        raise StockpotError("prefix_clip_low and prefix_clip_high bound tokens: they need level token, not rollout.")
+
+
+def clipped_surrogate(log_ratios: Tensor, advantages: Tensor, low: float | Tensor, high: float | Tensor) -> Terms:
     """-min(w A, clip(w, 1 - low, 1 + high) A) for each entry (PPO, arXiv 1707.06347).
 
     An entry is clipped, and has no gradient, where w A is the larger of the two.
     """
     ratio = ops.ratio(log_ratios)
-    bounded = ratio.clamp(1.0 - low, 1.0 + high)
+    floor, ceiling = (torch.as_tensor(bound, dtype=ratio.dtype, device=ratio.device) for bound in (1 - low, 1 + high))
+    bounded = ratio.clamp(floor, ceiling)
     plain, limited = ratio * advantages, bounded * advantages
     return Terms(loss=-plain.minimum(limited), ratio=ratio.detach(), clipped=(limited < plain).detach())

@@ -8,7 +8,15 @@ from typing import Literal
 from torch import Tensor
 
 from stockpot import ops
-from stockpot.algorithms.base import Algorithm, Normalise, Terms, clipped_surrogate, group_normalised
+from stockpot.algorithms.base import (
+    Algorithm,
+    Normalise,
+    Terms,
+    check_prefix_clip,
+    clipped_surrogate,
+    for_prefix,
+    group_normalised,
+)
 from stockpot.types import Batch, Group, StockpotError
 
 
@@ -31,6 +39,10 @@ class GRPO(Algorithm):
     """Ratios below 1 - this earn no gradient when the advantage is negative."""
     clip_high: float = 0.2
     """Ratios above 1 + this earn no gradient when the advantage is positive; DAPO takes 0.28."""
+    prefix_clip_low: float | None = None
+    """The floor for tokens of a prefix, where it is another one: they are older, so their ratios spread wider."""
+    prefix_clip_high: float | None = None
+    """The ceiling for tokens of a prefix, where it is another one."""
     level: Literal["token", "rollout"] = "token"
     """One ratio per token, or one per rollout: the geometric mean of its tokens' ratios (GSPO)."""
     normalise: Normalise = "token"
@@ -39,6 +51,7 @@ class GRPO(Algorithm):
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
             raise StockpotError("clip_low must lie in 0..1 and clip_high must be 0 or more.")
+        check_prefix_clip(self.prefix_clip_low, self.prefix_clip_high, self.level)
 
     def advantages(self, group: Group) -> list[float]:
         return group_normalised(group, self.scale_by_std, by_kind=self.compare == "kind")
@@ -47,7 +60,12 @@ class GRPO(Algorithm):
         log_ratios = ops.log_ratio(log_probs, batch.author_log_probs, batch.known)
         if self.level == "rollout":
             log_ratios = rollout_log_ratio(log_ratios, batch)
-        return clipped_surrogate(log_ratios, batch.advantages, self.clip_low, self.clip_high)
+        return clipped_surrogate(
+            log_ratios,
+            batch.advantages,
+            for_prefix(batch, self.clip_low, self.prefix_clip_low),
+            for_prefix(batch, self.clip_high, self.prefix_clip_high),
+        )
 
 
 def rollout_log_ratio(log_ratios: Tensor, batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from stockpot import ops
-from stockpot.algorithms.base import Algorithm, Normalise, Terms, clipped_surrogate
+from stockpot.algorithms.base import Algorithm, Normalise, Terms, check_prefix_clip, clipped_surrogate, for_prefix
 from stockpot.types import Batch, Group, StockpotError
 
 
@@ -24,10 +24,17 @@ class RLOO(Algorithm):
     """Floor of the ratio is 1 - this."""
     clip_high: float = 0.2
     """Ceiling of the ratio is 1 + this."""
+    prefix_clip_low: float | None = None
+    """The floor for tokens of a prefix, where it is another one: they are older, so their ratios spread wider."""
+    prefix_clip_high: float | None = None
+    """The ceiling for tokens of a prefix, where it is another one."""
     level: Literal["token", "rollout"] = "token"
     """One ratio per token, or the product over the rollout."""
     normalise: Normalise = "token"
     """What terms are averaged over."""
+
+    def __post_init__(self) -> None:
+        check_prefix_clip(self.prefix_clip_low, self.prefix_clip_high, self.level)
 
     def advantages(self, group: Group) -> list[float]:
         rewards = group.rewards
@@ -42,4 +49,9 @@ class RLOO(Algorithm):
             sums = ops.per_rollout(log_ratios * batch.trained, batch.rollout, batch.size)
             terms = clipped_surrogate(sums[batch.rollout], batch.advantages, self.clip_low, self.clip_high)
             return replace(terms, loss=terms.loss / batch.lengths.clamp_min(1)[batch.rollout])
-        return clipped_surrogate(log_ratios, batch.advantages, self.clip_low, self.clip_high)
+        return clipped_surrogate(
+            log_ratios,
+            batch.advantages,
+            for_prefix(batch, self.clip_low, self.prefix_clip_low),
+            for_prefix(batch, self.clip_high, self.prefix_clip_high),
+        )
