@@ -242,7 +242,10 @@ def members(field: str) -> dict[str, Callable[[], Any]]:
         return {
             "history": prefixes.FromHistory,
             "none": prefixes.NoPrefixes,
+            "checkpoints": prefixes.FromCheckpoints,
             "replay": prefixes.Replay,
+            "experience": prefixes.Experience,
+            "demonstrations": prefixes.Demonstrations,
             "prefixrl": prefixes.prefixrl,
         }
     module = algorithms if field == "algorithm" else tasks

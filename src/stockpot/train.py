@@ -6,8 +6,6 @@ follows from (seed, step), so there is no generator to save: a run that was kill
 
 from __future__ import annotations
 
-import hashlib
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +20,12 @@ from stockpot.diagnostics import average, describe
 from stockpot.engines.base import Engine, Lesson
 from stockpot.engines.local import LocalEngine
 from stockpot.evaluate import Result, evaluate
+from stockpot.heads import Beginner
 from stockpot.history import History
 from stockpot.models import vocabulary_of
 from stockpot.record import Run
 from stockpot.rewards.score import score
+from stockpot.seeds import derive
 from stockpot.start import prepare
 from stockpot.types import Group, Prompt, Request, Rollout
 
@@ -38,7 +38,8 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
         origin = prepare(config, folder / "start")
         last = checkpoints.latest(run.checkpoints, console.tell)
         begin = 0 if last is None else last.step
-        engine = LocalEngine(config, run.name, str(last.folder) if last else origin, origin, begin)
+        weights = str(last.folder) if last else origin
+        engine = LocalEngine(config, run.name, weights, origin, begin, run.folder / "snapshots")
         loop = Loop(config, engine, run)
     checkpoints.rewind(run.checkpoints, begin)
     with History.open(run.history, run=run.name, vocabulary=vocabulary_of(engine.tokenizer)) as history:
@@ -62,23 +63,24 @@ class Loop:
         load = {"tokenizer": engine.tokenizer, "context": engine.context, "max_tokens": config.max_tokens}
         self.train_prompts = prompts.load_prompts(config.task, "train", **load)
         self.test_prompts = prompts.load_prompts(config.task, "test", **load)
-        self.step_ends = prompts.step_ends(config.task, engine.tokenizer)
+        self.beginner = Beginner(config, engine, self.train_prompts)
         self.last_score: dict[str, float] = {}
 
     def step(self, now: int, history: History) -> tuple[dict[str, float], dict[str, float]]:
         """Once along the arrow. `now` is the version of the policy that writes; returns metrics and seconds."""
-        config, clock = self.config, Clock()
+        config, clock, worked = self.config, Clock(), time.process_time()
         with clock("prefix"):
             asked = prompts.pick(self.train_prompts, now, config.prompts_per_step, config.seed)
-            heads = self.heads(asked, now, history)
-            whole = {slot: head for slot, head in heads.items() if head.reward is not None}
+            heads = self.beginner.begin(asked, now, history)
+            asked, begun = heads.asked, heads.by_slot
+            whole = {slot: head for slot, head in begun.items() if head.reward is not None}
         with clock("continuation"):
             size = config.group_size
             requests = [
                 Request(
                     asked[slot // size],
                     key=slot,
-                    prefix=heads[slot].spans if slot in heads else (),
+                    prefix=begun[slot].spans if slot in begun else (),
                     sampling=config.sampling,
                     max_tokens=config.max_tokens,
                 )
@@ -100,29 +102,13 @@ class Loop:
         for update in updates:
             if update.skipped:
                 console.tell(f"step {now + 1}: no update was made, {update.skipped}")
-        wanted = len(asked) * config.prefixes.wanted(config.group_size, now)
         metrics = describe(rollouts, config.group_size) | average([update.metrics for update in updates])
-        metrics |= {"prefix/missing": float(wanted - len(heads)), "reward/unjudged": float(unjudged)}
-        metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
         decoded = sum(len(r) - r.prefix_length for r in fresh)
-        return metrics, clock.seconds | {"decoded_per_second": decoded / clock.seconds["continuation"]}
-
-    def heads(self, asked: Sequence[Prompt], now: int, history: History) -> dict[int, Rollout]:
-        """What the first rollouts of each prompt's group begin with, by their place in the step.
-
-        One that keeps its stored reward was taken whole: there is nothing to continue, nor to store a second time.
-        """
-        versions = self.config.prefixes.versions(now)
-        if versions is None:
-            return {}
-        rng = random.Random(derive(self.config.seed, "prefix", now))
-        known = history.candidates([p.key for p in asked], oldest=versions[0], newest=versions[1])
-        rule, size = self.config.prefixes, self.config.group_size
-        chosen = [rule.choose(known.get(p.key, ()), size, now, rng) for p in asked]
-        stored = iter(history.read([id for ids in chosen for id in ids]))
-        cuts = [[rule.begin(next(stored), now, rng, self.step_ends) for _ in ids] for ids in chosen]
-        rows = [[head for head in row if head.spans] for row in cuts]
-        return {i * size + j: head for i, row in enumerate(rows) for j, head in enumerate(row)}
+        metrics |= {"rollout/decoded": float(decoded + heads.decoded), **heads.metrics()}
+        metrics |= {"reward/unjudged": float(unjudged + heads.unjudged)}
+        metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
+        work = {"cpu": time.process_time() - worked, "decoded_per_second": decoded / clock.seconds["continuation"]}
+        return metrics, clock.seconds | work
 
     def lessons(self, groups: Sequence[Group]) -> Iterator[Lesson]:
         """Advantages of every group, dealt to the optimiser steps of this step; whole groups to each."""
@@ -179,11 +165,6 @@ class Loop:
 def group(asked: Sequence[Prompt], rollouts: Sequence[Rollout], size: int) -> list[Group]:
     """Rollouts in the order of their requests -> the group of each prompt."""
     return [Group(prompt, tuple(rollouts[i * size : (i + 1) * size])) for i, prompt in enumerate(asked)]
-
-
-def derive(seed: int, *words: str | int) -> int:
-    """A seed of its own for each purpose and step."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *words)).encode()).digest()[:7], "big")
 
 
 class Clock:

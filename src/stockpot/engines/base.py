@@ -33,9 +33,14 @@ class Engine(ABC):
     context: int
     """Longest sequence the model can read; 0 when it has no limit."""
 
+    @property
+    def past(self) -> Sequence[int]:
+        """Versions before the live one that can still write, oldest first."""
+        return ()
+
     @abstractmethod
-    def sample(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
-        """Continuations by the live policy."""
+    def sample(self, requests: Sequence[Request], seed: int, version: int | None = None) -> list[Rollout]:
+        """Continuations by the live policy, or by one of its `past` versions."""
 
     @abstractmethod
     def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference"]) -> list[Tensor]:
@@ -47,8 +52,8 @@ class Engine(ABC):
 
     @abstractmethod
     def advance(self, version: int) -> None:
-        """Close a step: the policy has a new version, and the reference moves if it is a moving one."""
+        """Close a step: the policy has a new version; the reference moves, and a snapshot is taken, when it is time."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write weights, optimiser and reference into a folder that exists."""
+        """Write weights, optimiser, reference and snapshots into a folder that exists."""

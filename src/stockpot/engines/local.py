@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,19 +10,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stockpot import batching
+from stockpot import batching, fused
 from stockpot.config import Config
 from stockpot.engines.base import Engine, Lesson
 from stockpot.models import load_model, load_tokenizer, pick_device, stop_tokens
 from stockpot.policy import Policy, Update
+from stockpot.prefixes import LiveRule
 from stockpot.samplers.torch import TorchSampler
-from stockpot.types import Request, Rollout
+from stockpot.snapshots import Snapshots
+from stockpot.types import Author, Request, Rollout, StockpotError
 
 
 class LocalEngine(Engine):
-    """`weights` is the folder or hub id that the policy starts from; `origin` the one a frozen reference is."""
+    """`weights` is the folder or hub id that the policy starts from; `origin` the one a frozen reference is.
 
-    def __init__(self, config: Config, run: str, weights: str, origin: str, version: int = 0) -> None:
+    Snapshots of the past are kept where the prefix rule wants them, in memory or in `scratch`; without it, never.
+    """
+
+    def __init__(
+        self, config: Config, run: str, weights: str, origin: str, version: int = 0, scratch: Path | None = None
+    ) -> None:
         self.config = config
         self.tokenizer = load_tokenizer(origin)
         device = pick_device(config.device)
@@ -33,16 +41,37 @@ class LocalEngine(Engine):
         if config.kl.active and self.policy.reference is None:
             self.policy.reference = load_model(origin, device).eval().requires_grad_(False)
         self.context = getattr(self.policy.model.config, "max_position_embeddings", 0) or 0
-        self.sampler = TorchSampler(
-            self.policy.model,
-            author=self.policy.author,
-            stop_tokens=stop_tokens(self.policy.model, self.tokenizer),
-            pad=self.pad,
-        )
+        self.stops = stop_tokens(self.policy.model, self.tokenizer)
+        self.sampler = self._sampler(self.policy.model)
+        self.snapshots: Snapshots | None = None
+        self._past: TorchSampler | None = None
+        rule = config.prefixes
+        if isinstance(rule, LiveRule) and scratch is not None:
+            self.snapshots = Snapshots(rule.keep, scratch if rule.where == "disk" else None)
+            self.snapshots.restore(Path(weights)) if version > 0 else self.snapshots.take(0, self.policy.model)
 
-    def sample(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
-        self.sampler.author = self.policy.author
-        return self.sampler.continue_(requests, seed)
+    def _sampler(self, model: Any) -> TorchSampler:
+        return TorchSampler(model, author=self.policy.author, stop_tokens=self.stops, pad=self.pad)
+
+    @property
+    def past(self) -> Sequence[int]:
+        return self.snapshots.versions if self.snapshots else ()
+
+    def sample(self, requests: Sequence[Request], seed: int, version: int | None = None) -> list[Rollout]:
+        if version is None or version == self.version:
+            self.sampler.author = self.policy.author
+            return self.sampler.continue_(requests, seed)
+        if self.snapshots is None or version not in self.past:
+            raise StockpotError(f"version {version} cannot write any more: kept are {list(self.past)}.")
+        if self._past is None:
+            model = copy.deepcopy(self.policy.model).eval().requires_grad_(False)
+            fused.speed_up(model)
+            self._past = self._sampler(model)
+        author = Author(self.policy.run, version)
+        if self._past.author != author:
+            self.snapshots.load(version, self._past.model)
+            self._past.author = author
+        return self._past.continue_(requests, seed)
 
     def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference"]) -> list[Tensor]:
         return self.policy.score(rollouts, of)
@@ -74,7 +103,12 @@ class LocalEngine(Engine):
         if kl.active and kl.reference == "ema" and version % kl.every == 0:
             self.policy.move_reference(kl.rate)
         self.version = self.policy.version = version
+        rule = self.config.prefixes
+        if self.snapshots is not None and isinstance(rule, LiveRule) and version % rule.every == 0:
+            self.snapshots.take(version, self.policy.model)
 
     def save(self, folder: Path) -> None:
         self.policy.save(folder)
+        if self.snapshots is not None:
+            self.snapshots.save(folder)
         self.tokenizer.save_pretrained(folder)

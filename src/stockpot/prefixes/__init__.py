@@ -1,7 +1,23 @@
-"""Prefixes: one short file for each source; a new rule is a new subclass of `PrefixRule`."""
+"""Prefixes: one short file for each source; a new rule is a new subclass of `StoredRule` or `LiveRule`."""
 
-from stockpot.prefixes.base import NoPrefixes, PrefixRule, head
+from stockpot.prefixes.base import LiveRule, NoPrefixes, OutsideRule, PrefixRule, StoredRule, head
+from stockpot.prefixes.checkpoints import FromCheckpoints
+from stockpot.prefixes.demonstrations import Demonstrations
+from stockpot.prefixes.experience import Experience
 from stockpot.prefixes.history import FromHistory, prefixrl
 from stockpot.prefixes.replay import Replay
 
-__all__ = ["FromHistory", "NoPrefixes", "PrefixRule", "Replay", "head", "prefixrl"]
+__all__ = [
+    "Demonstrations",
+    "Experience",
+    "FromCheckpoints",
+    "FromHistory",
+    "LiveRule",
+    "NoPrefixes",
+    "OutsideRule",
+    "PrefixRule",
+    "Replay",
+    "StoredRule",
+    "head",
+    "prefixrl",
+]

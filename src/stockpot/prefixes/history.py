@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from stockpot.prefixes.base import PrefixRule, head
+from stockpot.prefixes.base import Gradient, StoredRule, carrying, head
 from stockpot.types import Candidate, Rollout, Span, StockpotError
 
 
 @dataclass(frozen=True)
-class FromHistory(PrefixRule):
+class FromHistory(StoredRule):
     """SOUP's old heads (arXiv 2601.21476) from the run's own history.
 
     The paper leaves everything below open: age, choice, cut, share, gradient. The values here are ours.
@@ -54,7 +54,7 @@ class FromHistory(PrefixRule):
     """Share at the schedule's end."""
     cut_high_end: float = 0.1
     """cut_high at the schedule's end."""
-    gradient: Literal["ratio", "none", "surprise"] = "ratio"
+    gradient: Gradient = "ratio"
     """Which prefix tokens carry gradient, corrected by the ratio to their author: all (the method), none, or those
     that surprised their author most (where its log-probs are known)."""
     surprising: float = 0.2
@@ -111,12 +111,8 @@ class FromHistory(PrefixRule):
 
     def cut(self, rollout: Rollout, now: int, rng: random.Random, ends: Set[int] = frozenset()) -> tuple[Span, ...]:
         length = self._place(rollout, now, rng, ends)
-        if self.gradient != "surprise":
-            return head(rollout, length, trained=self.gradient == "ratio")
-        tokens = [(s, i) for s in head(rollout, length) for i in range(len(s))]
-        known = [(s.log_probs[i], n, s.trained) for n, (s, i) in enumerate(tokens) if s.log_probs is not None]
-        count = math.ceil(self.surprising * len(known) - 1e-9)  # exactly so many, though many log-probs may be equal
-        return head(rollout, length, trained=frozenset([n for _, n, trained in sorted(known) if trained][:count]))
+        length = max(0, min(length, len(rollout) - 1))
+        return head(rollout, length, trained=carrying(rollout, length, self.gradient, self.surprising))
 
     def _of_outcome(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """The candidates whose outcome is asked for."""

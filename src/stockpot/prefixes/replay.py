@@ -7,13 +7,13 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stockpot.prefixes.base import PrefixRule
+from stockpot.prefixes.base import StoredRule
 from stockpot.prefixes.history import FromHistory
 from stockpot.types import Candidate, Rollout, Span
 
 
 @dataclass(frozen=True)
-class Replay(PrefixRule):
+class Replay(StoredRule):
     """Past rollouts of the prompt, whole, beside fresh ones: a prefix cut at its end (RePO, arXiv 2506.09340).
 
     Every token is old, each with its author's stored log-prob; the stored reward is taken, nothing is decoded or

@@ -20,6 +20,11 @@ class Task(ABC):
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
         """All rows of a split, the same at every call. `prompt` is asked; the other columns go to the reward."""
 
+    def demonstrate(self, columns: Mapping[str, Any], count: int) -> list[str]:
+        """Up to `count` responses by an outsider to the prompt of these columns: its column `demonstration`, if any."""
+        found = columns.get("demonstration", ())
+        return [found][:count] if isinstance(found, str) else [str(text) for text in found or ()][:count]
+
     @abstractmethod
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """One number per completion. Total: whatever a policy writes gets a number, soon."""

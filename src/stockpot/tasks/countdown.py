@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -109,6 +109,12 @@ class Countdown(EmbeddedTask):
         while True:
             numbers, target = rng.choice(taught)
             yield question(numbers, target), self._trace(numbers, target, rng)
+
+    def demonstrate(self, columns: Mapping[str, Any], count: int) -> list[str]:
+        """A teacher who never misses: the first attempt is a right one."""
+        numbers, target = tuple(columns["numbers"]), columns["target"]
+        rng = random.Random(f"{numbers} {target}")
+        return [replace(self, luck=1.0)._trace(numbers, target, rng) for _ in range(count)]
 
     def _trace(self, numbers: tuple[int, ...], target: int, rng: random.Random) -> str:
         words: list[str] = []
