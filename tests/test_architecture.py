@@ -19,6 +19,7 @@ SOURCE = Path(stockpot.types.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
+    ("bench",),
     ("recipes",),
     ("report",),
     ("train",),

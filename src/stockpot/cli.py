@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stockpot.options import Eval, HistoryOptions, Resume, Show
+from stockpot.options import BenchOptions, Eval, HistoryOptions, Resume, Show
 
 HELP = """\
 stockpot: reinforcement learning for language models from what their own past policies wrote.
@@ -25,6 +25,7 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
   stockpot history RUN [--parquet FILE]           what the run's store of rollouts holds
   stockpot sft [RECIPE] --out DIR [OPTIONS]       only the supervised start: a Hugging Face folder
+  stockpot bench STUDY [OPTIONS]                  the runs behind a table of claims, resumable
 
 A RECIPE is a name from stockpot.recipes ({recipes}) or a Python file that defines `recipe = Config(...)`.
 `stockpot COMMAND --help` explains every option.
@@ -76,6 +77,7 @@ def run(words: list[str]) -> int:
         "show": show,
         "history": history,
         "sft": sft,
+        "bench": bench,
     }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP.format(recipes=", ".join(recipe_names())), end="")
@@ -166,6 +168,13 @@ def sft(words: list[str]) -> None:
     torch.set_num_threads(config.threads)
     teach(config.task, config.start, out, seed=config.seed, device=config.device)
     console.tell(f"the taught model is in {out}")
+
+
+def bench(words: list[str]) -> None:
+    """`stockpot bench`."""
+    from stockpot.bench.command import go
+
+    go(parse("stockpot bench", BenchOptions, words))
 
 
 # --- reading the command line ----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -65,3 +65,17 @@ class HistoryOptions:
     """A run folder."""
     parquet: Path | None = None
     """Export all rollouts to this Parquet file."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Make a study's runs, those that are missing, and print its tables and verdicts."""
+
+    study: Annotated[Positional[Literal["soup"]], arg(metavar="STUDY")]
+    """Which study."""
+    out: Path | None = None
+    """Folder of its results; default runs/bench-STUDY."""
+    parts: tuple[str, ...] = ()
+    """Only these parts of it, in this order; default all. `report` only prints what is there."""
+    jobs: int = 1
+    """Runs at a time, each on a thread of its own."""

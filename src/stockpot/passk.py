@@ -21,7 +21,12 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self}"
+
+    def __format__(self, how: str) -> str:
+        """Three digits; `+` shows the signs, as differences want it."""
+        sign = "+" if how == "+" else ""
+        return "{0:{3}.3f} [{1:{3}.3f}, {2:{3}.3f}]".format(self.mean, self.low, self.high, sign)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
