@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, TOPR, Algorithm, ExGRPO
 from stockpot.policy import Learner
-from stockpot.prefixes import FromHistory, PrefixRule
+from stockpot.prefixes import FromCheckpoints, FromHistory, PrefixRule
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.tasks.base import EmbeddedTask, Task
 from stockpot.tasks.countdown import Countdown
@@ -124,6 +124,13 @@ class Config:
         if isinstance(self.prefixes, FromHistory) and self.prefixes.where == "step" and not self.task.step_words:
             raise StockpotError(
                 f"prefixes.where is step, but {type(self.task).__name__} names no words that end a step: cut elsewhere."
+            )
+        rule = self.prefixes
+        longest = rule.cut_tokens if isinstance(rule, FromHistory) and rule.where == "tokens" else 0
+        longest = rule.longest if isinstance(rule, FromCheckpoints) else longest
+        if longest >= self.max_tokens:
+            raise StockpotError(
+                f"a prefix of {longest} tokens leaves no room for a continuation: max_tokens is {self.max_tokens}."
             )
         if not self.model and not isinstance(self.task, EmbeddedTask):
             raise StockpotError(f"{type(self.task).__name__} brings no model of its own: give one with --model.")

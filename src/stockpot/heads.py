@@ -49,6 +49,17 @@ class Beginner:
         self.prompts = {prompt.key: prompt for prompt in prompts}
         self.step_ends = step_ends(config.task, engine.tokenizer)
 
+    def never(self) -> bool:
+        """Whether the rule wants prefixes and no step of the run can have one: too short a run, or ages too old."""
+        rule, steps = self.config.prefixes, range(self.config.steps)
+        if isinstance(rule, StoredRule):
+            return all(rule.versions(now) is None for now in steps)
+        if isinstance(rule, LiveRule):
+            taken = range(0, self.config.steps, rule.every)
+            rng = random.Random(0)
+            return not any(rule.writers([v for v in taken if v <= now][-rule.keep :], now, rng) for now in steps)
+        return False
+
     def begin(self, asked: Sequence[Prompt], now: int, history: History) -> Heads:
         """The heads of step `now`, whose prompts are `asked` unless the rule invites others."""
         rule = self.config.prefixes

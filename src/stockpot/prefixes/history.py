@@ -78,6 +78,8 @@ class FromHistory(StoredRule):
         for high in (self.cut_high, self.cut_high if self.schedule == "constant" else self.cut_high_end):
             if not 0 <= self.cut_low <= high <= 1:
                 raise StockpotError("prefixes.cut_low and cut_high are fractions of a response: 0 <= low <= high <= 1.")
+        if self.cut_low == 1:
+            raise StockpotError("prefixes.cut_low 1 leaves no continuation to write: lower it (or --prefixes replay).")
         if self.exactly < 0 or self.warmup < 0 or self.over < 1 or self.cut_tokens < 1 or not self.half_life > 0:
             raise StockpotError(
                 "prefixes.exactly and warmup must be 0 or more, over, cut_tokens and half_life above 0."
