@@ -23,6 +23,7 @@ from transformers import (
 
 import stockpot.samplers.torch as module
 from stockpot.ops import process_logits
+from stockpot.samplers import draw
 from stockpot.samplers.scripted import ScriptedSampler
 from stockpot.samplers.torch import TorchSampler
 from stockpot.types import Author, Prompt, Request, Rollout, Sampling, Span, StockpotError
@@ -219,8 +220,8 @@ def test_tokens_follow_the_exact_distribution() -> None:
 def test_draws_of_one_response_are_independent_of_each_other() -> None:
     """Successive uniforms, those of neighbouring keys and those of neighbouring seeds are uniform and uncorrelated."""
     keys, index = torch.arange(20_000), torch.zeros(20_000, dtype=torch.long)
-    bases = [module._mix(keys ^ module._mix(torch.tensor(seed))) for seed in (0, 1)]
-    a, b, c = (module._uniform(bases[s], index + i) for s, i in ((0, 0), (0, 1), (1, 0)))
+    bases = [draw.mix(keys ^ draw.mix(torch.tensor(seed))) for seed in (0, 1)]
+    a, b, c = (draw.uniform(bases[s], index + i) for s, i in ((0, 0), (0, 1), (1, 0)))
     for first, second in ((a, b), (a, c), (a[1:], a[:-1])):
         cells = torch.histogramdd(torch.stack([first, second], 1), bins=8, range=[0.0, 1.0] * 2).hist
         square = ((cells - len(first) / 64) ** 2 / (len(first) / 64)).sum()
@@ -230,7 +231,7 @@ def test_draws_of_one_response_are_independent_of_each_other() -> None:
 def test_the_hash_is_splitmix64() -> None:
     """The published generator from seed 0 gives these; in Python's integers and in wrapping int64."""
     steps = torch.arange(1, 4) * -0x61C8864680B583EB
-    assert [value % 2**64 for value in module._mix(steps).tolist()] == [
+    assert [value % 2**64 for value in draw.mix(steps).tolist()] == [
         0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F,
     ]  # fmt: skip
 
@@ -238,12 +239,12 @@ def test_the_hash_is_splitmix64() -> None:
 def test_no_token_of_probability_zero_is_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, 5)
     uniform = torch.tensor([0.0, 0.5, 0.5 - 2**-52, 1 - 2**-52], dtype=torch.float64)
-    tokens, log_probs = module._choose(logits, Sampling(), uniform)
+    tokens, log_probs = draw.choose(logits, Sampling(), uniform)
     assert tokens.tolist() == [1, 3, 1, 3]
     torch.testing.assert_close(log_probs, torch.full((4,), 0.5).log())
     rounded = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))  # sums that fall short of 1
     rounded[:, 500:] = -torch.inf
-    assert module._choose(rounded, Sampling(), uniform[3:].expand(50))[0].max() < 500
+    assert draw.choose(rounded, Sampling(), uniform[3:].expand(50))[0].max() < 500
 
 
 def test_responses_end_with_a_stop_token_or_at_max_tokens() -> None:

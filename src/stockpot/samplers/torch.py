@@ -6,8 +6,9 @@ tokens that nobody wants, and waiting requests take the room. And equal contexts
 prompt cost one prefill.
 
 All rows write the same column of the cache, so a row of context length n begins n columns to the left of where it
-was admitted, and what lies before that is masked. The last token of a context is left to the first decoding step:
-then there is only one place where tokens are drawn.
+was admitted, and what lies before that is masked. A request that begins with n tokens of a prefix comes in when the
+others have decoded n: its long context then fits into columns that are there anyway. The last token of a context is
+left to the first decoding step: then there is only one place where tokens are drawn.
 
 The random numbers are a hash of (seed, request key, index of the token in the response). No generator has a
 state, so a request gets the same tokens in any batch and order, up to rounding in the logits.
@@ -23,9 +24,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stockpot.ops import process_logits
 from stockpot.samplers.base import Sampler
 from stockpot.samplers.cache import RowCache, attention_layers, ready
+from stockpot.samplers.draw import choose, mix, signed, uniform
 from stockpot.types import Author, Finish, Request, Rollout, Sampling, Span, StockpotError
 
 PREFILL_TOKENS = 1024
@@ -34,6 +35,8 @@ DEAD_SHARE = 1 / 16
 """Finished rows leave once they are more than this share. Up to 1/8 is as fast; if they stay, it takes 1.7 times."""
 ROOM_SHARE = 1 / 4
 """Waiting requests come in once this share of the rows is free: small prefills are slow."""
+LATE_SHARE = 1 / 4
+"""Requests with a prefix come in when this share of them is due."""
 
 REQUEST, LAST, START, ROOM, INDEX, SETUP, BASE = range(7)
 """What is known of a row: its request, last token, first column in the cache, tokens that it may still write, index
@@ -112,9 +115,11 @@ class _Rows:
         self.model, self.pad, self.limit, self.contexts = sampler.model, sampler.pad, sampler._limit, contexts
         self.windows = dict(sampler._layers)
         device, self.dtype, self.most = self.model.device, self.model.dtype, min(sampler.max_rows, len(requests))
-        self.waiting = sorted(range(len(requests)), key=lambda i: (len(contexts[i]), contexts[i].tobytes()))
         self.samplings = list(dict.fromkeys(request.sampling for request in requests))
         done = [len(context) - len(r.prompt.tokens) for r, context in zip(requests, contexts, strict=True)]
+        self.done, self.waiting = done, list[int]()
+        self.later = sorted(range(len(requests)), key=lambda i: -done[i])
+        self.bunch = -(-sum(map(bool, done)) // round(1 / LATE_SHARE))
         rooms = [r.max_tokens - length for r, length in zip(requests, done, strict=True)]
         fields: dict[int, list[int]] = {
             REQUEST: list(range(len(requests))),
@@ -123,17 +128,17 @@ class _Rows:
             ROOM: rooms,
             INDEX: done,
             SETUP: [self.samplings.index(request.sampling) for request in requests],
-            BASE: [_signed(request.key) for request in requests],
+            BASE: [signed(request.key) for request in requests],
         }
         self.fields = torch.tensor([fields[i] for i in range(len(fields))], device=device)
-        self.fields[BASE] = _mix(self.fields[BASE] ^ _mix(torch.tensor(_signed(seed), device=device)))
+        self.fields[BASE] = mix(self.fields[BASE] ^ mix(torch.tensor(signed(seed), device=device)))
         self.state = self.fields.new_zeros(len(fields), self.most)
-        self.count = self.steps = 0
+        self.count = self.steps = self.clock = 0  # the clock: tokens that a request written from its start would have
         self.lag = 1 if device.type == "cpu" else 8  # steps between looks at who is done: a look waits for the device
-        width, refilled = len(contexts[self.waiting[-1]]) - 1, len(requests) > self.most
-        self.places = torch.arange(width + max(rooms) * (1 + refilled) + self.lag, device=device)
+        width, refilled = max(map(len, contexts)) - 1, len(requests) > self.most
+        late = max(done) - min(done)
+        self.places = torch.arange(width + late + max(rooms) * (1 + refilled) + self.lag, device=device)
         self.cache = RowCache(self.most, len(self.places), len(sampler._layers))
-        self.cache.begin = self.cache.end = width
         self.stops = torch.zeros(sampler._config.vocab_size, dtype=torch.bool, device=device)
         self.stops[list(sampler.stop_tokens)] = True
         self.trace: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -142,7 +147,10 @@ class _Rows:
         """Finished rows leave and waiting requests come in, where enough of them make it worth it."""
         live = self.state[ROOM, : self.count] > 0
         kept = int(live.sum())
-        admit = bool(self.waiting) and self.most - kept >= self.most * ROOM_SHARE
+        self._arrive(idle=kept == 0)
+        room = self.most - kept
+        admit = bool(self.waiting) and room >= min(self.most * ROOM_SHARE, len(self.waiting))
+        admit = admit and (not kept or not self.later or len(self.waiting) >= self.bunch)
         if not admit and kept and self.count - kept <= self.count * DEAD_SHARE:
             return
         holes = (~live[:kept]).nonzero().squeeze(1)
@@ -155,9 +163,22 @@ class _Rows:
         if self.count:
             self._arrange()
 
+    def _arrive(self, idle: bool) -> None:
+        """Requests become due when others have written as much as their prefixes hold; at once when nobody writes."""
+        if idle and self.later and not self.waiting:
+            self.clock = max(self.clock, self.done[self.later[-1]])
+        due = len(self.waiting)
+        while self.later and self.done[self.later[-1]] <= self.clock:
+            self.waiting.append(self.later.pop())
+        if len(self.waiting) > due:
+            self.waiting.sort(key=lambda i: (len(self.contexts[i]), self.contexts[i].tobytes()))
+
     def _admit(self) -> None:
         """Fill the free rows, longest contexts first, so that those read together are of similar length."""
-        widest = len(self.contexts[self.waiting[-1]]) - 1
+        widest = len(self.contexts[self.waiting[-1]])  # what is due later finds so many more columns by then
+        widest = max([widest, *(len(self.contexts[i]) - self.done[i] + self.clock for i in self.later)]) - 1
+        if not self.count:
+            self.cache.begin = self.cache.end = widest
         first = int(self.state[START, : self.count].min()) if self.count else self.cache.end
         distance = min(first, self.cache.end - widest)  # columns that no row needs any more
         self.cache.slide(distance, self.count)
@@ -210,21 +231,22 @@ class _Rows:
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         logits = self._forward(last[:, None], mask, positions[:, None])
         live = room > 0
-        tokens, log_probs = self._draw(logits, _uniform(base, index))
+        tokens, log_probs = self._draw(logits, uniform(base, index))
         self.trace.append((request.clone(), tokens, log_probs, live))
         last.copy_(tokens)
         index += 1
         room -= 1
         room.masked_fill_(self.stops[tokens], 0)
         self.steps += 1
+        self.clock += 1
 
     def _draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """A token and its log-prob per row, the rows of each sampling setup together."""
         if len(self.setups) == 1:
-            return _choose(logits, self.setups[0][0], uniform)
+            return choose(logits, self.setups[0][0], uniform)
         tokens, log_probs = torch.empty_like(uniform, dtype=torch.long), torch.empty_like(logits[:, 0])
         for sampling, rows in self.setups:
-            tokens[rows], log_probs[rows] = _choose(logits[rows], sampling, uniform[rows])
+            tokens[rows], log_probs[rows] = choose(logits[rows], sampling, uniform[rows])
         return tokens, log_probs
 
     def _forward(self, ids: Tensor, mask: Tensor | dict[str, Tensor] | None, positions: Tensor) -> Tensor:
@@ -260,39 +282,3 @@ class _Rows:
         sizes = request.bincount().tolist()
         cut = [torch.split(values[order], sizes) for values in (tokens, log_probs)]
         return [part.tolist() for part in cut[0]], [part.tolist() for part in cut[1]]
-
-
-def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [rows] by inversion of the distribution function at `uniform`, and their processed log-probs."""
-    logits = process_logits(logits, sampling)
-    normaliser = logits.logsumexp(dim=-1)
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1), normaliser - normaliser  # 0, or NaN if the logits are not finite
-    below = (logits - normaliser[:, None]).exp().cumsum(dim=-1, dtype=uniform.dtype)
-    tokens = torch.searchsorted(below, (uniform * below[:, -1])[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
-    return tokens.squeeze(1), logits.gather(1, tokens).squeeze(1) - normaliser
-
-
-def _uniform(base: Tensor, index: Tensor) -> Tensor:
-    """The random number in [0, 1) of token `index` of a row. One bit less than its type can hold: u x total < total."""
-    bits = _mix(base + (index + 1) * -0x61C8864680B583EB)
-    if bits.device.type == "mps":  # knows no float64
-        return _shift(bits, 41).float() * 2.0**-23
-    return _shift(bits, 12).double() * 2.0**-52
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The output function of splitmix64 (Steele, Lea and Flood 2014) in wrapping int64."""
-    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
-    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift to the right with zeros coming in, which int64 alone does not do."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(number: int) -> int:
-    """Any integer as 64 bits in two's complement."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
