@@ -101,7 +101,7 @@ def main() -> None:
             mode = Mode(options.alone, options.model, folder / "run", options.share)
             for _ in range(WARM + options.rounds):
                 mode.step()
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            print(peak())
             return
         modes = {name: Mode(name, options.model, folder / name.replace(" ", "-"), options.share) for name in MODES}
         rows: dict[str, list[dict[str, float]]] = {name: [] for name in MODES}
@@ -138,6 +138,14 @@ def main() -> None:
         print(f"{figure:24}" + "".join(f"{line[figure]:24.3f}" for line in result.values()))
     if options.json:
         options.json.write_text(json.dumps({"commit": commit(), "result": result}, indent=1) + "\n")
+
+
+def peak() -> float:
+    """MiB that this process held at most. getrusage would count what its parent held when it was started."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def spread(ratios: list[float]) -> tuple[float, float]:
