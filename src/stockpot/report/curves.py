@@ -119,7 +119,7 @@ def points(metrics: Rows, key: str) -> tuple[list[int], list[float]]:
 
 def reason(panel: Panel, metrics: Rows) -> str:
     """Why a panel is empty."""
-    if not any(row["step"] > 0 for row in metrics) and not any(key.startswith("test/") for key in panel.lines):
+    if not any(row["step"] > 0 for row in metrics):
         return "no step was recorded yet"
     keys = [*panel.lines, *(panel.band or ())[:2]]
     if any(key in row for row in metrics for key in keys):
