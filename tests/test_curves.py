@@ -65,6 +65,7 @@ def test_empty_panels_say_why() -> None:
         assert said(plain[title]) == "no rollout began with a prefix"
     assert said(plain["entropy (nats a token)"]) == "no figure was finite"
     before = axes([{"step": 1, "prefix/share": 0.5}])
+    assert said(before["ratio of prefix tokens, before the clip"]) == "no token of a prefix was trained"
     assert "not recorded" in said(before["prefix length (tokens)"])
     assert "prefix/length" in said(before["prefix length (tokens)"])
 

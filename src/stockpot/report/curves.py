@@ -21,10 +21,12 @@ class Panel:
     """Metric -> label. A pattern names several metrics: `*` stands for the part that is put into the label."""
     band: tuple[str, str, str] | None = None
     """Metrics at the lower and upper edge of a shaded band, and its label."""
-    about_prefixes: bool = field(default=False, kw_only=True)
-    """Whether a run without prefixes has nothing to show here."""
+    needs: dict[str, str] = field(default_factory=dict)
+    """Metrics that are above 0 in some step of a run that has something to show here, and what is said if not."""
 
 
+WHOLE = {"prefix/share": "no rollout began with a prefix"}
+TRAINED = {**WHOLE, "prefix/entropy": "no token of a prefix was trained"}
 PANELS = (
     Panel("held-out pass@k", {"test/pass@*": "pass@{}"}),
     Panel("reward", {"reward/mean": "all", "reward/without_prefix": "fresh", "reward/with_prefix": "with prefix"}),
@@ -47,13 +49,13 @@ PANELS = (
         "ratio of prefix tokens, before the clip",
         {"prefix/ratio_p50": "median"},
         ("prefix/ratio_p10", "prefix/ratio_p90", "p10 to p90"),
-        about_prefixes=True,
+        TRAINED,
     ),
     Panel(
         "prefix length (tokens)",
         {"prefix/length": "mean"},
         ("prefix/length_p10", "prefix/length_p90", "p10 to p90"),
-        about_prefixes=True,
+        WHOLE,
     ),
     Panel("tokens", {"rollout/length": "response length", "prefix/age_mean": "age of prefix tokens (steps)"}),
 )
@@ -124,6 +126,7 @@ def reason(panel: Panel, metrics: Rows) -> str:
     keys = [*panel.lines, *(panel.band or ())[:2]]
     if any(key in row for row in metrics for key in keys):
         return "no figure was finite"
-    if panel.about_prefixes and not any(row.get("prefix/share") for row in metrics):
-        return "no rollout began with a prefix"
+    for metric, why in panel.needs.items():
+        if not any(row.get(metric) for row in metrics):
+            return why
     return f"not recorded in this run:\n{', '.join(panel.lines)}"
