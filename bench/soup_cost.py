@@ -125,7 +125,7 @@ def main() -> None:
         line["peak MiB"], line["x peak"] = peaks[name], peaks[name] / peaks["grpo"]
         rollouts = 256 * len(some)
         share = sum(row["prefix/share"] for row in some) / len(some)
-        tokens = sum(row["prefix/tokens"] for row in some)
+        tokens = sum(row["rollout/prefixed"] for row in some)
         cut = tokens / max(share * sum(row["rollout/length"] for row in some) * 256, 1e-9)
         line |= {"share s": share, "mean cut c": cut if share else 0.0, "s * c": share * cut if share else 0.0}
         line["decoding saved"] = 1 - sum(r["rollout/decoded"] for r in some) / sum(

@@ -16,6 +16,7 @@ import pytest
 from runs import TINY, assert_same_bits, metrics, stockpot, trained, weights
 from stockpot.algorithms import Reinforce
 from stockpot.config import Config, Evaluation, from_json, to_json
+from stockpot.diagnostics import PARTS
 from stockpot.history import History
 from stockpot.models import load_tokenizer
 from stockpot.prefixes import FromHistory, NoPrefixes
@@ -24,7 +25,7 @@ from stockpot.regularizers import KL, EntropyBonus
 from stockpot.tasks import Dataset
 from stockpot.tasks.dataset import load_function
 from stockpot.train import train
-from stockpot.types import Author, Rollout
+from stockpot.types import KINDS, Author, Rollout
 from tiny import Chatter, recipe
 
 METRICS = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -155,7 +156,7 @@ def documented(table: str) -> set[str]:
 def plain(metric: str) -> str:
     """A metric as the page writes it: one row for all kinds of tokens and for all k."""
     metric = re.sub(r"^test/pass@\d+(/low|/high)?$", "test/pass@k", metric)
-    return re.sub(r"^(all|continuation|prefix|demonstration)/(?=.*)", "…/", metric)
+    return re.sub(r"^(all|continuation|prefix|demonstration|age/[^/]+)/", "…/", metric)
 
 
 def test_every_metric_is_explained_and_every_explanation_is_of_a_metric(finished: Path) -> None:
@@ -165,8 +166,9 @@ def test_every_metric_is_explained_and_every_explanation_is_of_a_metric(finished
     assert len(known) > 25
     unknown = {name for name in seen if name not in known and plain(name) not in known}
     assert not unknown, f"explain {unknown} in docs/metrics.md"
-    kinds = {"all/…", "continuation/…", "prefix/…", "demonstration/…"}
-    assert known - seen - {plain(name) for name in seen} == kinds, "the page explains what no run writes"
+    parts = {name for name in known if name.startswith("age/") or name.endswith("/…")}
+    assert parts == {f"{part}/…" for part in (*KINDS, "all", "age")} | set(PARTS[1 + len(KINDS) :])
+    assert known - seen - {plain(name) for name in seen} == parts, "the page explains what no run writes"
 
 
 def test_every_timing_is_explained(finished: Path) -> None:

@@ -193,8 +193,8 @@ class Policy:
                 if not math.isfinite(sums["loss"]):
                     skipped = f"the loss is {sums['loss']}"
                     break
-                loss.backward()  # type: ignore[no-untyped-call]
                 views.append(diagnostics.view(log_probs, entropy, terms, batch))
+                loss.backward()  # type: ignore[no-untyped-call]
         norm = math.nan if skipped else self._step()
         if not skipped and not math.isfinite(norm):
             skipped = f"the gradient's norm is {norm}"
