@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipes",),
     ("report",),
     ("train",),
-    ("evaluate", "start"),
+    ("evaluate", "start", "compare"),
     ("engines",),
     ("config",),
     ("prompts",),
