@@ -28,7 +28,8 @@ VARIANTS: dict[str, Callable[[], Algorithm]] = {
     "reinforce-none": partial(Reinforce, correction="none"),
 }
 """Compared beside the algorithms' defaults: one clipped ratio per rollout; the same without clip, cap or a length in
-the denominator, which alone is unbiased on replay; and no ratio at all, as if nobody knew who wrote a token."""
+the denominator, which alone is unbiased on replay (of rollouts that the policy has not learnt from); and no ratio at
+all, as if nobody knew who wrote a token."""
 
 
 @dataclass(frozen=True)

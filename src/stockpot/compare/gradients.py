@@ -64,7 +64,7 @@ class Measure:
     """Of one batch's gradient to the true gradient."""
     direction: float
     """Cosine of the mean gradient to the true one with the noise of both taken out: what infinitely many batches of
-    such rollouts would have. NaN where the noise hides the mean."""
+    such rollouts would have; its own error may carry it past 1. NaN where noise is the larger part of the mean."""
     by_age: tuple[float, ...]
     """Mean cosine of one batch, for each age band."""
     relative_variance: float
@@ -230,7 +230,7 @@ def measure(
         part = [one / len(bands) for one in spread.mean]
         mean = [a.add_(b) for a, b in zip(mean, part, strict=True)] if mean else part
     square = dot(mean, mean) - noise
-    shown = square > 0
+    shown = square > noise
     return Measure(
         cosine=interval([c for row in cosines for c in row]),
         direction=dot(mean, truth.gradient) / math.sqrt(square * truth.square) if shown else math.nan,
@@ -251,9 +251,12 @@ def interval(values: Sequence[float]) -> Estimate:
 
 
 def student(freedom: int) -> float:
-    """The 0.975 quantile of Student's t: two closed forms, then its expansion in 1 / freedom, right to 0.005."""
-    if freedom < 3:
-        return (math.tan(0.475 * math.pi), 0.95 * math.sqrt(2 / (1 - 0.95**2)))[freedom - 1]
+    """The 0.975 quantile of Student's t: a table, then its expansion in 1 / freedom, right to 0.003."""
+    if freedom <= len(TABLE):
+        return TABLE[freedom - 1]
     z = 1.959964
     terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
     return z + sum(term / float(freedom**i) for i, term in enumerate(terms, 1))
+
+
+TABLE = (12.7062, 4.3027, 3.1824, 2.7764)

@@ -26,7 +26,6 @@ from stockpot.regularizers import KL
 from stockpot.report.evaluation import find
 from stockpot.report.rollouts import origin
 
-
 WIDTH = 120
 """Of the table in a pipe or a file, where nobody says how much room there is."""
 
@@ -62,12 +61,12 @@ def show(options: CompareLosses, known: Mapping[str, Callable[[], Algorithm]]) -
 def table(found: Comparison, title: str) -> Table:
     """A row for each loss, the best direction first."""
     made = Table(
-        title=f"{title}: gradients against the true one", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1)
+        title=f"{title}: gradients against the true one", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
     made.add_column("loss", no_wrap=True)
-    heads = ["cosine, 95 %", "of the mean"]
-    heads += [f"age {young}-{old}" for young, old in found.choice.bands]
-    for head in [*heads, "variance", "norm", "ESS", "clip loss"]:
+    heads = ["cosine of\na batch, 95 %", "of the\nmean"]
+    heads += [f"age\n{young}-{old}" for young, old in found.choice.bands]
+    for head in [*heads, "vari-\nance", "norm", "ESS", "clip\nloss"]:
         made.add_column(head, justify="right", no_wrap=True)
     for name, m in sorted(found.measures.items(), key=lambda item: -item[1].cosine.mean):
         by_age = [number(c) for c in m.by_age] or ["" for _ in found.choice.bands]
@@ -77,7 +76,7 @@ def table(found: Comparison, title: str) -> Table:
             number(m.direction),
             *by_age,
             number(m.relative_variance),
-            f"{m.norm:.3g}",
+            f"{m.norm:.4f}",
             number(m.ess),
             number(m.clip_loss),
             style="bold" if name == ON_POLICY else "",
@@ -95,8 +94,9 @@ def notes(found: Comparison, sizes: Sizes) -> list[str]:
         f"that many, {choice.known - choice.fit} have not and were left out.",
         f"the true gradient: {sizes.fresh} fresh samples of each prompt; cosine between its halves {truth.halves:.3f}, "
         f"so of the whole to the truth {truth.known:.3f}. The cosines above are corrected for it.",
-        "of the mean: with the noise of the batches taken out, too (- where it hides the mean). variance: trace of "
-        "the covariance of a batch's gradient over the squared norm of its mean. on-policy: fresh batches of the same size.",
+        "of the mean: with the noise of the batches taken out, too (- where it is most of the mean, past 1 near that).",
+        "variance: trace of the covariance of a batch's gradient over the squared norm of its mean. on-policy: fresh "
+        "batches as large as the others, under the true gradient's estimator.",
         *([f"{found.unjudged} fresh samples could not be judged and count as 0."] if found.unjudged else []),
     ]
 
