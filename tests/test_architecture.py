@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipes",),
     ("report",),
     ("train",),
-    ("evaluate", "start", "heads"),
+    ("evaluate", "start", "heads", "compare"),
     ("engines",),
     ("config",),
     ("prompts",),

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stockpot.options import BenchOptions, Eval, HistoryOptions, Resume, Show
+from stockpot.options import BenchOptions, CompareLosses, Eval, HistoryOptions, Resume, Show
 
 HELP = """\
 stockpot: reinforcement learning for language models from what their own past policies wrote.
@@ -24,6 +24,7 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot eval RUN|MODEL [OPTIONS]               pass@k on held-out prompts, with intervals
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
   stockpot history RUN [--parquet FILE]           what the run's store of rollouts holds
+  stockpot compare-losses RUN [OPTIONS]           whose gradient is the true one's, on what the history holds
   stockpot sft [RECIPE] --out DIR [OPTIONS]       only the supervised start: a Hugging Face folder
   stockpot bench STUDY [OPTIONS]                  the runs behind a table of claims, resumable
 
@@ -76,6 +77,7 @@ def run(words: list[str]) -> int:
         "eval": evaluate,
         "show": show,
         "history": history,
+        "compare-losses": compare_losses,
         "sft": sft,
         "bench": bench,
     }
@@ -145,6 +147,13 @@ def history(words: list[str]) -> None:
     from stockpot.report.store import show as go
 
     go(parse("stockpot history", HistoryOptions, words))
+
+
+def compare_losses(words: list[str]) -> None:
+    """`stockpot compare-losses`."""
+    from stockpot.report.compare import show as go
+
+    go(parse("stockpot compare-losses", CompareLosses, words), members("algorithm"))
 
 
 def sft(words: list[str]) -> None:

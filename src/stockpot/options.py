@@ -79,3 +79,29 @@ class BenchOptions:
     """Only these parts of it, in this order; default all. `report` only prints what is there."""
     jobs: int = 1
     """Runs at a time, each on a thread of its own."""
+
+
+@dataclass(frozen=True)
+class CompareLosses:
+    """Whose gradient points where the true one does, and how noisily, on what the run's history holds."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run folder; nothing in it is changed."""
+    step: int | None = None
+    """The policy is the checkpoint of this step instead of the last."""
+    losses: str = ""
+    """Names with commas between, as --algorithm knows them; default all of them."""
+    ages: str = ""
+    """Age bands of the stored rollouts, such as 1-3,4-15,16-; default the whole history, in thirds."""
+    prompts: int = 32
+    """Prompts in each batch, the same in all; fewer where fewer have rollouts enough."""
+    group_size: int | None = None
+    """Stored rollouts of each prompt in a batch; default as in the run."""
+    batches: int = 2
+    """Batches of each age band; no rollout is in two."""
+    fresh: int = 256
+    """Fresh samples of each prompt, from which the true gradient is estimated."""
+    seed: int = 0
+    """Seed of the choice of prompts and rollouts, and of the samples."""
+    json: Path | None = None
+    """Also write the result to this file."""
