@@ -38,6 +38,7 @@ class LocalEngine(Engine):
             author=self.policy.author,
             stop_tokens=stop_tokens(self.policy.model, self.tokenizer),
             pad=self.pad,
+            max_rows=config.decode_rows,
         )
 
     def sample(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
