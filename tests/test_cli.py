@@ -23,7 +23,7 @@ from stockpot.models import load_tokenizer
 from stockpot.report import rollouts as shown
 
 GOLDEN = Path(__file__).with_name("golden")
-COMMANDS = ("train", "resume", "eval", "show", "history", "sft")
+COMMANDS = ("train", "plan", "resume", "eval", "show", "history", "sft")
 PICTURE = b"\x89PNG\r\n\x1a\n"
 
 

@@ -14,12 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stockpot.options import Eval, HistoryOptions, Resume, Show
+from stockpot.options import Eval, HistoryOptions, PlanOptions, Resume, Show, parted
 
 HELP = """\
 stockpot: reinforcement learning for language models from what their own past policies wrote.
 
   stockpot train [RECIPE] [--out DIR] [OPTIONS]   build, teach and train; without a recipe: countdown, on a laptop
+  stockpot plan [RECIPE] [--gpu NAME] [OPTIONS]   what a recipe would take on a device; nothing is loaded
   stockpot resume RUN                             go on with a run that was stopped or killed
   stockpot eval RUN|MODEL [OPTIONS]               pass@k on held-out prompts, with intervals
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
@@ -71,6 +72,7 @@ def run(words: list[str]) -> int:
     """Hand the words to their command."""
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": train,
+        "plan": plan,
         "resume": resume,
         "eval": evaluate,
         "show": show,
@@ -105,6 +107,16 @@ def train(words: list[str]) -> None:
 
     out, recipe, config = read_config("stockpot train", words)
     finish(go(config, out or new_folder(recipe)))
+
+
+def plan(words: list[str]) -> None:
+    """`stockpot plan`."""
+    from stockpot.report.plan import show as go
+
+    own, rest = parted(words, PlanOptions)
+    options = parse("stockpot plan", PlanOptions, own)
+    _, recipe, config = read_config("stockpot plan", rest)
+    go(recipe, config, options)
 
 
 def resume(words: list[str]) -> None:

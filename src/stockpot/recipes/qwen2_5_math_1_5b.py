@@ -3,10 +3,10 @@
 The SOUP paper (arXiv 2601.21476) states neither models, data, sizes nor learning rate: every number here is **ours**,
 and none has been run yet. `stockpot plan qwen2-5-math-1-5b --gpu h100` says what it needs.
 
-- Prompts: 4,000 of MATH's 12,000 (the split whose 500 held-out problems are MATH-500), spread evenly. A prompt's history
-  is its own past, so prefixes can only begin when it is met again: with 128 prompts a step 4,000 make an epoch of 31
-  steps, and 200 steps make six. All 12,000 would see their first prefix at step 94. Old checkpoints as a source of
-  prefixes could serve from the first steps, at the price of decoding every prefix anew.
+- Prompts: 4,000 of MATH's 12,000 (the split that holds out 500 problems), spread evenly. A prompt's history is its own
+  past, so prefixes can only begin when it is met again: with 128 prompts a step 4,000 make an epoch of 31 steps, and
+  200 steps make six. All 12,000 would see their first prefix at step 93. Old checkpoints as a source of prefixes could
+  serve from the first steps, at the price of decoding every prefix anew.
 - Ages: what is met again is about 31, 63, ... steps old, so `min_age` never binds and `max_age` keeps all of it.
 - Room: the model reads 4,096 tokens; 2,048 for a response leave 2,048 for the longest prompt.
 - Judge: **provisional**, it compares the last \\boxed{...} with the answer as strings.

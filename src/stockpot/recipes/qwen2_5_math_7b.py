@@ -1,8 +1,8 @@
 """Qwen2.5-Math-7B on MATH: as the 1.5B, with a smaller step for a larger model.
 
 Every number is **ours** (the SOUP paper states none) and none has been run. On one device of 80 or 141 GB this does not
-fit: float32 weights, gradients and AdamW alone take 16 bytes a parameter, 122 GB (`stockpot plan qwen2-5-math-7b`). It
-waits for an engine of several devices.
+fit: weights, gradients and AdamW in float32 alone take 16 bytes a parameter, 122 GB (`stockpot plan qwen2-5-math-7b`).
+It needs a larger one, or waits for an engine of several.
 """
 
 from dataclasses import replace

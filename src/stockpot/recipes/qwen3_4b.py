@@ -1,8 +1,8 @@
 """Qwen3-4B-Base on DeepScaleR's problems: SOUP prefixes from history over GRPO.
 
-The *base* model, not Qwen3-4B: that one is already trained by RL to think for tens of thousands of tokens, which 4,096
-would cut off, and little would be left for this run to teach. Every number is **ours** (the SOUP paper states none), and
-none has been run.
+The *base* model, not Qwen3-4B: that one is already trained to think at a length that 4,096 tokens would cut off, and
+less would be left for this run to teach. Every number is **ours** (the SOUP paper states none), and none has been run.
+One H200 holds it, 80 GB do not (`stockpot plan qwen3-4b --gpu h200`).
 
 - Prompts: 8,000 of 40,315, spread evenly: an epoch of 63 steps, so that prefixes begin at step 62 of 250 and 3 of 4
   steps have them. All of them would be met again only at step 314. Which of them resemble MATH-500 was not checked.

@@ -14,8 +14,7 @@ def exact(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> 
 
 def boxed(text: str) -> str:
     """What stands in the last closed \\boxed{...} of a text; empty where there is none."""
-    _, mark, rest = text.rpartition("\\boxed{")
-    depth = 1
+    rest, depth = text.rpartition("\\boxed{")[2] if "\\boxed{" in text else "", 1
     for end, letter in enumerate(rest):
         depth += (letter == "{") - (letter == "}")
         if depth == 0:

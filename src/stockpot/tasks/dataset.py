@@ -15,7 +15,6 @@ from typing import Any
 from stockpot.tasks.base import Split, Task
 from stockpot.types import StockpotError
 
-
 COLUMN = re.compile(r"\{(\w+)\}")
 """A column's name in a template; other braces stand for themselves."""
 
@@ -65,7 +64,9 @@ class Dataset(Task):
         missing = set(COLUMN.findall(self.template)) - row.keys()
         if missing:
             has = ", ".join(map(str, row))
-            raise StockpotError(f"task.template names {{{sorted(missing)[0]}}}, but the rows of the dataset have {has}.")
+            raise StockpotError(
+                f"task.template names {{{sorted(missing)[0]}}}, but the rows of the dataset have {has}."
+            )
         return {**row, "prompt": COLUMN.sub(lambda name: str(row[name[1]]), self.template)}
 
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
