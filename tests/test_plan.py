@@ -154,12 +154,12 @@ def most(work: Any) -> int:
     "family, dtype, again", [("qwen3", "float32", False), ("qwen2", "float32", True), ("qwen2", "bfloat16", False)]
 )
 def test_a_real_update_and_real_sampling_take_what_was_planned(family: str, dtype: Any, again: bool) -> None:
-    """36 M parameters on the CPU. State to 2 per cent; the planned peak is from 5 per cent below to a third above."""
+    """23 M parameters on the CPU. State to 2 per cent; the planned peak from 5 below to a third above, half for sampling."""
     vocabulary, prompt, room, count = 8192, 16, 48, 16
     kind = {"qwen3": Qwen3Config, "qwen2": Qwen2Config}[family]
     options = {"head_dim": 64} if family == "qwen3" else {}
     made = kind(
-        vocab_size=vocabulary, hidden_size=512, intermediate_size=1536, num_hidden_layers=10, num_attention_heads=8,
+        vocab_size=vocabulary, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8,
         num_key_value_heads=4, tie_word_embeddings=True, max_position_embeddings=1024, **options,
     )  # fmt: skip
     learner = Learner(tokens_per_pass=512, dtype=dtype, gradient_checkpointing=again, logits_mb=64)
@@ -180,8 +180,8 @@ def test_a_real_update_and_real_sampling_take_what_was_planned(family: str, dtyp
     ]
 
     def update() -> None:
-        batch = batching.collate(rollouts, [1.0, -1.0] * (count // 2), run="x")
-        assert not policy.update([batch], GRPO(), batching.totals(rollouts, room)).skipped
+        halves = [batching.collate(half, [1.0, -1.0] * 4, run="x") for half in (rollouts[:8], rollouts[8:])]
+        assert not policy.update(halves, GRPO(), batching.totals(rollouts, room)).skipped
 
     update()
     held = {phase: sum(p.bytes for p in plan.parts() if p.phase == phase) for phase in ("sampling", "learning")}
@@ -190,12 +190,15 @@ def test_a_real_update_and_real_sampling_take_what_was_planned(family: str, dtyp
     planned = figures(plan)
     real = sum(t.numel() * t.element_size() for t in state)
     assert real == pytest.approx(planned["weights, float32"] + planned["AdamW's moments"], rel=0.02)
-    print("ratio", held["learning"] / most(update))
-    assert 0.95 < held["learning"] / most(update) < 1.33
+    ratio = held["learning"] / most(update)
+    print("update: planned over real", ratio)
+    assert 0.95 < ratio < 1.33
     if dtype == "float32" and not again:
         sampler = TorchSampler(policy.model, author=Author("x", 0), stop_tokens=[])
         requests = [Request(r.prompt, key=i, max_tokens=room) for i, r in enumerate(rollouts)]
-        assert 0.95 < held["sampling"] / most(lambda: sampler.continue_(requests, 1)) < 1.33
+        ratio = held["sampling"] / most(lambda: sampler.continue_(requests, 1))
+        print("sampling: planned over real", ratio)
+        assert 0.95 < ratio < 1.5
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

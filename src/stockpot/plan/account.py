@@ -63,6 +63,7 @@ class Plan:
 
     @property
     def longest_prompt(self) -> int:
+        """Tokens of the longest prompt: as assumed, or what the context leaves."""
         room = self.shape.positions - self.config.max_tokens if self.shape.positions else self.assumed.longest_prompt
         return min(self.assumed.longest_prompt, room)
 
@@ -171,6 +172,7 @@ class Plan:
 
     @property
     def usable(self) -> float:
+        """Bytes of the device that may be taken."""
         memory = memory_here() if self.device == "cpu" else DEVICES[self.device]
         return memory * (1 - self.assumed.reserve)
 
