@@ -97,7 +97,7 @@ def test_memory_of_a_small_model_by_hand() -> None:
     assert found["weights, bfloat16"] == 2 * (WEIGHTS - 3200), "an embedding of its own is looked up, not multiplied"
     # 16 rollouts in 8 rows: longest prompt, prefix of up to 0.6 x 20, two responses, 8 more; 2 x 2 heads x 8 x 4 bytes
     assert found["keys and values"] == 8 * (10 + 12 + 2 * 20 + 8) * 3 * 128
-    assert found["logits drawn from"] == 8 * 100 * 24
+    assert found["prefill, or drawing tokens"] == 8 * 22 * 4 * (4 * 32 + 3 * 48 + 3 * 32) > 8 * 100 * 24
     # stream and norm 4 x 4 x 32, five copies in half precision, q k v and two results, four of the MLP
     layer = 16 * 32 + 10 * 32 + 2 * (3 * 32 + 2 * 16) + 8 * 48
     assert found["activations"] == 90 * 3 * layer
@@ -154,7 +154,7 @@ def most(work: Any) -> int:
     "family, dtype, again", [("qwen3", "float32", False), ("qwen2", "float32", True), ("qwen2", "bfloat16", False)]
 )
 def test_a_real_update_and_real_sampling_take_what_was_planned(family: str, dtype: Any, again: bool) -> None:
-    """23 M parameters on the CPU. State to 2 per cent; the planned peak from 5 below to a third above, half for sampling."""
+    """23 M parameters on the CPU: state to 2 per cent, the peak from 5 below to a third above."""
     vocabulary, prompt, room, count = 8192, 16, 48, 16
     kind = {"qwen3": Qwen3Config, "qwen2": Qwen2Config}[family]
     options = {"head_dim": 64} if family == "qwen3" else {}
@@ -198,7 +198,7 @@ def test_a_real_update_and_real_sampling_take_what_was_planned(family: str, dtyp
         requests = [Request(r.prompt, key=i, max_tokens=room) for i, r in enumerate(rollouts)]
         ratio = held["sampling"] / most(lambda: sampler.continue_(requests, 1))
         print("sampling: planned over real", ratio)
-        assert 0.95 < ratio < 1.5
+        assert 0.95 < ratio < 1.33
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Plan:
         )
         again = 2 if asked > self.rows else 1
         context = self.longest_prompt + longest_prefix(self.config)
-        return context + self.config.max_tokens * again + LOOK
+        return context + self.config.max_tokens * again + (1 if self.device == "cpu" else LOOK)
 
     @property
     def _logits_row(self) -> int:
@@ -132,11 +132,14 @@ class Plan:
             f"{rows} rows x {columns} columns x {shape.layers} layers x {layer}",
         )  # fmt: skip
         yield Part("one layer's again", "sampling", rows * columns * layer, "moved, or laid out for the product")
-        yield Part("logits drawn from", "sampling", rows * shape.vocabulary * DRAWN, f"{rows} x vocabulary x {DRAWN}")
         context = self.longest_prompt + longest_prefix(self.config)
         tokens = min(max(PREFILL_TOKENS, context), rows * context)
         wide = MASTER * (4 * shape.hidden + 3 * shape.intermediate + 3 * shape.heads * shape.head_dim)
-        yield Part("prefill", "sampling", tokens * wide, f"{tokens} tokens x one layer's working tensors")
+        prefill, drawing = tokens * wide, rows * shape.vocabulary * DRAWN
+        yield Part(
+            "prefill, or drawing tokens", "sampling", max(prefill, drawing),
+            f"in turn: {prefill / GB:.2f} for {tokens} tokens of a layer, {drawing / GB:.2f} for {rows} rows of logits",
+        )  # fmt: skip
 
     def _learning(self) -> Iterator[Part]:
         shape, learner, tokens = self.shape, self.config.learner, self.pass_tokens

@@ -133,7 +133,7 @@ def assumptions(plan: Plan) -> Iterator[str]:
     yield f"a cached key or value has {law.CACHED} bytes: the local engine decodes in float32"
     yield (
         f"the cache has a column for every token of the longest prompt, of the longest prefix, and of a response (two "
-        f"where rows are filled again), and {law.LOOK} more"
+        f"where rows are filled again), and {law.LOOK} more on a GPU"
     )
     yield f"drawing tokens takes {law.DRAWN} bytes a logit; a prefill reads {PREFILL_TOKENS} tokens, or one context"
     yield f"a pass has {plan.pass_tokens} tokens, of whose logits {COPIES} copies in float32 are alive, in chunks"
