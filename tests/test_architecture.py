@@ -19,14 +19,15 @@ SOURCE = Path(stockpot.types.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
+    ("words",),
     ("bench",),
     ("recipes",),
     ("report",),
     ("train",),
-    ("evaluate", "start", "heads", "compare"),
+    ("evaluate", "start", "heads", "compare", "plan"),
     ("engines",),
     ("config",),
-    ("prompts",),
+    ("prompts", "shapes"),
     (
         "tasks",
         "rewards",

@@ -342,7 +342,8 @@ def test_a_configuration_survives_its_file() -> None:
     """Every class and number; a class of a recipe file is found again by the file's path."""
     assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
     told = to_json(Dataset(train="a.jsonl"))
-    assert told == {"class": "stockpot.tasks.dataset:Dataset", "train": "a.jsonl", "test": "", "judge": ""}
+    assert told == {"class": "stockpot.tasks.dataset:Dataset", "train": "a.jsonl", "test": "", "judge": "",
+                    "template": "", "only": 0}  # fmt: skip
     from stockpot.config import load_recipe
 
     loaded = load_recipe(str(TINY))

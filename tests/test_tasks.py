@@ -188,3 +188,28 @@ def test_a_dataset_holds_out_its_last_tenth(tmp_path: Path) -> None:
     assert [row["n"] for row in task.rows("test")] == [27, 28, 29]
     named = Dataset(train=str(path), test=str(path), judge="math:fsum")
     assert len(named.rows("train")) == len(named.rows("test")) == 30
+
+
+def test_a_dataset_makes_prompts_from_a_template(tmp_path: Path) -> None:
+    """Columns in braces are filled in once: what a row holds is never read as a template."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"problem": f"{{n}} and {n}?", "n": n} for n in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Dataset(train=str(path), judge="math:fsum", template="{n}: {problem} in \\boxed{}.")
+    assert task.rows("train")[3] == {"prompt": "3: {n} and 3? in \\boxed{}.", "problem": "{n} and 3?", "n": 3}
+    assert task.rows("test")[0]["prompt"].startswith("18: ")
+    with pytest.raises(StockpotError, match=r"names \{answer\}, but the rows of the dataset have problem, n"):
+        Dataset(train=str(path), judge="math:fsum", template="{answer}").rows("train")
+
+
+def test_a_dataset_trains_on_rows_spread_evenly(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "1", "n": n}) + "\n" for n in range(20)))
+    task = Dataset(train=str(path), judge="math:fsum", only=6)
+    assert [row["n"] for row in task.rows("train")] == [0, 3, 6, 9, 12, 15]
+    assert [row["n"] for row in task.rows("test")] == [18, 19], "what is held out stays held out"
+    assert len(Dataset(train=str(path), judge="math:fsum", only=18).rows("train")) == 18
+    with pytest.raises(StockpotError, match=r"task.only is 19, but .* has 18 rows"):
+        Dataset(train=str(path), judge="math:fsum", only=19).rows("train")
+    with pytest.raises(StockpotError, match=r"task.only must be 0"):
+        Dataset(only=-1)

@@ -82,6 +82,8 @@ class Config:
     """K: rollouts of each prompt."""
     max_tokens: int = 96
     """Room for a response, its prefix included."""
+    decode_rows: int = 256
+    """Most rollouts decoded at one time: it bounds the memory of keys and values, not the result."""
     updates_per_step: int = 1
     """Optimiser steps that a step's rollouts are split over, whole groups to each."""
     checkpoint_every: int = 20
@@ -103,6 +105,7 @@ class Config:
             "prompts_per_step",
             "group_size",
             "max_tokens",
+            "decode_rows",
             "updates_per_step",
             "checkpoint_every",
             "keep_checkpoints",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import urllib.request
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 
@@ -33,6 +38,13 @@ def load_model(name: str, device: torch.device) -> Any:
     return model
 
 
+def load_config(name: str) -> Any:
+    """The transformers config of a model folder or hub id."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig, name)
+
+
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a model folder or hub id."""
     from transformers import AutoTokenizer
@@ -50,14 +62,41 @@ def check_finite(model: Any, name: str) -> None:
             )
 
 
-def _load(kind: Any, name: str, **options: Any) -> Any:
+def is_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder, not of a repository on the hub; one without a model is refused."""
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
     if looks_local and not (Path(name).expanduser() / "config.json").is_file():
         raise StockpotError(f"there is no model in {name}: a folder with a config.json is needed (or a hub id).")
+    return looks_local
+
+
+@cache
+def hub_answers(seconds: float = 3.0) -> bool:
+    """Whether the Hugging Face hub can be reached: asked once, since its own client tries for half a minute."""
+    address = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    if urllib.request.getproxies():
+        return True
     try:
-        return kind.from_pretrained(name, **options)
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def _load(kind: Any, name: str, **options: Any) -> Any:
+    cached_only = not is_folder(name) and not hub_answers()
+    try:
+        return kind.from_pretrained(name, local_files_only=cached_only, **options)
     except Exception as error:  # transformers raises many kinds; all of them mean that there is no model here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if cached_only:
+            raise StockpotError(
+                f"cannot load {name}: it is in no folder of that name nor in the cache, and the Hugging Face hub "
+                "cannot be reached; download it where the hub can be, and name its folder with --model."
+            ) from error
         raise StockpotError(f"cannot load {name} ({reason}): check the folder or the hub id.") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -105,3 +105,37 @@ class CompareLosses:
     """Seed of the choice of prompts and rollouts, and of the samples."""
     json: Path | None = None
     """Also write the result to this file."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a recipe would take on one device: memory by part, tokens and operations of a step. Nothing is loaded.
+
+    Besides these it takes the recipe, and every option of `stockpot train`.
+    """
+
+    gpu: str = "h100"
+    """The device: a100, a100-40, h100, h200, b200, l40s, or cpu for this machine."""
+    longest_prompt: int = 1024
+    """Assumed tokens of the longest prompt, or what the context leaves."""
+    mean_prompt: int = 128
+    """Assumed tokens of a prompt in the mean."""
+    response: float = 0.5
+    """Assumed share of max_tokens that a response has in the mean."""
+    reserve: float = 0.08
+    """Share of the device's memory that is left to its driver and to gaps."""
+    snapshots: int = 0
+    """Past policies kept on the device beside the live one."""
+
+
+def parted(words: list[str], kind: type) -> tuple[list[str], list[str]]:
+    """The words that are options of `kind`, with their values, and the rest."""
+    if {"-h", "--help"} & set(words):
+        return ["--help"], []
+    flags = {"--" + field.name.replace("_", "-") for field in fields(kind)}
+    own: list[str] = []
+    rest: list[str] = []
+    for i, word in enumerate(words):
+        follows = i > 0 and words[i - 1] in flags
+        (own if follows or word.partition("=")[0] in flags else rest).append(word)
+    return own, rest

@@ -177,8 +177,9 @@ class Policy:
         totals: Totals,
         entropy_bonus: EntropyBonus = EntropyBonus(),
         kl: KL = KL(),
+        watch: bool = True,
     ) -> Update:
-        """One optimiser step over all micro-batches. A loss or gradient that is not finite skips it, and says so."""
+        """One optimiser step over all micro-batches; `watch` for diagnostics. What is not finite skips it, told so."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         views: list[diagnostics.View] = []
@@ -193,7 +194,7 @@ class Policy:
                 if not math.isfinite(sums["loss"]):
                     skipped = f"the loss is {sums['loss']}"
                     break
-                views.append(diagnostics.view(log_probs, entropy, terms, batch))
+                views += [diagnostics.view(log_probs, entropy, terms, batch)] if watch else []
                 loss.backward()  # type: ignore[no-untyped-call]
         norm = math.nan if skipped else self._step()
         if not skipped and not math.isfinite(norm):
@@ -202,7 +203,7 @@ class Policy:
         self.model.eval()
         self.skipped_steps += bool(skipped)
         metrics = sums | {"grad_norm": norm, "skipped_steps": float(self.skipped_steps)}
-        return Update(metrics if skipped else metrics | diagnostics.summarise(views), skipped)
+        return Update(metrics | (diagnostics.summarise(views) if views and not skipped else {}), skipped)
 
     def _regularisers(
         self,

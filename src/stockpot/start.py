@@ -40,7 +40,7 @@ def teach(task: EmbeddedTask, start: Start, folder: Path, *, seed: int, device: 
                 )
                 for chosen in batching.split(lengths, learner.tokens_per_pass)
             ]
-            update = policy.update(batches, Supervised(), batching.totals(rollouts, max(lengths)))
+            update = policy.update(batches, Supervised(), batching.totals(rollouts, max(lengths)), watch=False)
             if update.skipped:
                 raise StockpotError(f"teaching failed at step {step}: {update.skipped}; lower --start.learning-rate.")
             loss = update.metrics["loss"]

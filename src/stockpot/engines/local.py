@@ -51,7 +51,8 @@ class LocalEngine(Engine):
             self.snapshots.restore(Path(weights)) if version > 0 else self.snapshots.take(0, self.policy.model)
 
     def _sampler(self, model: Any) -> TorchSampler:
-        return TorchSampler(model, author=self.policy.author, stop_tokens=self.stops, pad=self.pad)
+        author, rows = self.policy.author, self.config.decode_rows
+        return TorchSampler(model, author=author, stop_tokens=self.stops, pad=self.pad, max_rows=rows)
 
     @property
     def past(self) -> Sequence[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,9 @@ from typing import Any
 
 from stockpot.tasks.base import Split, Task
 from stockpot.types import StockpotError
+
+COLUMN = re.compile(r"\{(\w+)\}")
+"""A column's name in a template; other braces stand for themselves."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +29,54 @@ class Dataset(Task):
     """The same for held-out prompts; empty: the last tenth of the training rows (at least one) is held out."""
     judge: str = ""
     """The reward function: `file.py:function` or `module:function`, called as TRL calls it."""
+    template: str = ""
+    """How a prompt is made of a row: text with columns named in braces, as in "{problem} Think first."; empty: the
+    column `prompt` as it is."""
+    only: int = 0
+    """Train on this many rows, spread evenly over the training rows; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        if self.only < 0:
+            raise StockpotError(f"task.only must be 0 (all rows) or more, not {self.only}.")
 
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
         if not self.train:
             raise StockpotError("no dataset was named: give one with --task.train FILE.jsonl.")
         load_function(self.judge)  # one that cannot be loaded is told now, not after the first rollouts
-        rows = read_rows(self.train, "train")
-        if self.test:
-            return rows if split == "train" else read_rows(self.test, "test")
-        if len(rows) < 2:
+        rows, held_out = read_rows(self.train, "train"), 0
+        if not self.test:
+            if len(rows) < 2:
+                raise StockpotError(
+                    f"{self.train} has {len(rows)} rows, too few to hold any out: add some, or name a --task.test."
+                )
+            held_out = max(1, len(rows) // 10)
+        if split == "test":
+            return [self._asked(row) for row in (read_rows(self.test, "test") if self.test else rows[-held_out:])]
+        rows = rows[: len(rows) - held_out]
+        if self.only > len(rows):
+            raise StockpotError(f"task.only is {self.only}, but {self.train} has {len(rows)} rows to train on.")
+        return [self._asked(row) for row in spread(rows, self.only)]
+
+    def _asked(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row with its prompt, where a template makes it."""
+        if not self.template:
+            return row
+        missing = set(COLUMN.findall(self.template)) - row.keys()
+        if missing:
+            has = ", ".join(map(str, row))
             raise StockpotError(
-                f"{self.train} has {len(rows)} rows, too few to hold any out: add some, or name a --task.test."
+                f"task.template names {{{sorted(missing)[0]}}}, but the rows of the dataset have {has}."
             )
-        held_out = max(1, len(rows) // 10)
-        return rows[:-held_out] if split == "train" else rows[-held_out:]
+        return {**row, "prompt": COLUMN.sub(lambda name: str(row[name[1]]), self.template)}
 
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         result: list[float] = load_function(self.judge)(prompts=prompts, completions=completions, **columns)
         return result
+
+
+def spread(rows: list[Any], count: int) -> list[Any]:
+    """`count` of the rows at even distances, the same at every call; all of them where `count` is 0."""
+    return [rows[i * len(rows) // count] for i in range(count)] if count else rows
 
 
 @cache

@@ -1,0 +1,252 @@
+"""What a run would take, reckoned from its configuration and the model's shape: memory, tokens, operations.
+
+One device, which samples and learns in turn, as `engines.local` does. Nothing is loaded. What is not known before a
+run is an `Assumed`; what the formulas take for granted is a constant in `plan.base`. All of it is told beside the
+figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stockpot import scoring
+from stockpot.config import Config
+from stockpot.plan.base import (
+    CACHED,
+    DEVICES,
+    DRAWN,
+    GB,
+    HALF,
+    LOOK,
+    MASTER,
+    MOMENTS,
+    WORKING_LAYERS,
+    Assumed,
+    Operations,
+    Part,
+    Phase,
+    Tokens,
+)  # fmt: skip
+from stockpot.prefixes import FromHistory, Replay
+from stockpot.samplers.torch import PREFILL_TOKENS
+from stockpot.shapes import Shape, memory_here
+from stockpot.types import StockpotError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration on a device."""
+
+    config: Config
+    shape: Shape
+    device: str
+    assumed: Assumed = Assumed()
+
+    def __post_init__(self) -> None:
+        if self.device not in (*DEVICES, "cpu"):
+            raise StockpotError(f"--gpu knows no {self.device}; it knows {', '.join((*DEVICES, 'cpu'))}.")
+        room = self.shape.positions - self.config.max_tokens
+        if self.shape.positions and room < 1:
+            raise StockpotError(
+                f"max_tokens is {self.config.max_tokens}, but {self.shape.name} reads {self.shape.positions} tokens in "
+                "all: lower --max-tokens, so that a prompt fits before the response."
+            )
+
+    # --- sizes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def mixed(self) -> bool:
+        """Whether matrices are multiplied in bfloat16 while learning."""
+        wish = self.config.learner.dtype
+        return wish == "bfloat16" or (wish == "auto" and self.device != "cpu")
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt: as assumed, or what the context leaves."""
+        room = self.shape.positions - self.config.max_tokens if self.shape.positions else self.assumed.longest_prompt
+        return min(self.assumed.longest_prompt, room)
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of the largest pass: the budget, or the longest rollout where that is more, or the whole update."""
+        longest = self.longest_prompt + self.config.max_tokens
+        update = self.config.prompts_per_step * self.config.group_size // self.config.updates_per_step * longest
+        return min(max(self.config.learner.tokens_per_pass, longest), update)
+
+    @property
+    def rows(self) -> int:
+        """Rollouts decoded at one time, in training or in evaluation, whichever has more."""
+        training = self.config.prompts_per_step * self.config.group_size
+        testing = self.config.evaluation.prompts * self.config.evaluation.samples
+        return min(self.config.decode_rows, max(training, testing))
+
+    @property
+    def columns(self) -> int:
+        """Columns of the cache: the longest context, and the response's room twice where rows are filled again."""
+        asked = max(
+            self.config.prompts_per_step * self.config.group_size,
+            self.config.evaluation.prompts * self.config.evaluation.samples,
+        )
+        again = 2 if asked > self.rows else 1
+        context = self.longest_prompt + longest_prefix(self.config)
+        return context + self.config.max_tokens * again + (1 if self.device == "cpu" else LOOK)
+
+    @property
+    def _logits_row(self) -> int:
+        """Bytes that the logits of one token take while they are alive, backward included."""
+        copies = scoring.COPIES_TRUNCATED if self.config.sampling.truncated else scoring.COPIES
+        return self.shape.vocabulary * MASTER * copies
+
+    def saved_per_token(self) -> float:
+        """Bytes that one layer keeps of a token for its backward pass, without gradient checkpointing."""
+        shape, plain = self.shape, self.device == "cpu"  # there norms and rotary positions are stockpot's own
+        wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        b = HALF if self.mixed else MASTER
+        stream = 2 * MASTER * shape.hidden
+        # before its weight, in transformers' own norm; then for each product: one copy in bfloat16, or one for all
+        normed = (0 if plain else 2 * MASTER * shape.hidden) + (5 if self.mixed and not plain else 2) * b * shape.hidden
+        heads = (1 if plain else 2) * MASTER * (wide + narrow) if shape.normed_heads else 0
+        attention = (MASTER if plain else b) * (2 * wide + 2 * narrow) + b * wide  # q, k, v, their result; o's input
+        return stream + normed + heads + attention + 4 * b * shape.intermediate
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[Part]:
+        """The account, line by line."""
+        p, config = self.shape.parameters, self.config
+        yield Part("weights, float32", "always", MASTER * p, f"{p:,} x {MASTER}")
+        yield Part("AdamW's moments", "always", MOMENTS * MASTER * p, f"{p:,} x {MOMENTS} x {MASTER}")
+        yield Part("reference model", "always", MASTER * p if config.kl.active else 0, "only with a KL")
+        yield Part(
+            "snapshots", "always", self.assumed.snapshots * MASTER * p, f"{self.assumed.snapshots} past policies"
+        )
+        yield from self._sampling()
+        yield from self._learning()
+
+    def _sampling(self) -> Iterator[Part]:
+        shape, rows, columns = self.shape, self.rows, self.columns
+        layer = 2 * shape.kv_heads * shape.head_dim * CACHED
+        yield Part(
+            "keys and values", "sampling", rows * columns * layer * shape.layers,
+            f"{rows} rows x {columns} columns x {shape.layers} layers x {layer}",
+        )  # fmt: skip
+        yield Part("one layer's again", "sampling", rows * columns * layer, "moved, or laid out for the product")
+        context = self.longest_prompt + longest_prefix(self.config)
+        tokens = min(max(PREFILL_TOKENS, context), rows * context)
+        wide = MASTER * (4 * shape.hidden + 3 * shape.intermediate + 3 * shape.heads * shape.head_dim)
+        prefill, drawing = tokens * wide, rows * shape.vocabulary * DRAWN
+        yield Part(
+            "prefill, or drawing tokens", "sampling", max(prefill, drawing),
+            f"in turn: {prefill / GB:.2f} for {tokens} tokens of a layer, {drawing / GB:.2f} for {rows} rows of logits",
+        )  # fmt: skip
+
+    def _learning(self) -> Iterator[Part]:
+        shape, learner, tokens = self.shape, self.config.learner, self.pass_tokens
+        p = shape.parameters
+        yield Part("gradients, float32", "learning", MASTER * p, f"{p:,} x {MASTER}")
+        products = p - (0 if shape.tied else shape.embedding)
+        yield Part(
+            "weights, bfloat16", "learning", HALF * products if self.mixed else 0,
+            f"{products:,} x {HALF}, by autocast" if self.mixed else "none: products in float32",
+        )  # fmt: skip
+        layer = self.saved_per_token()
+        if learner.gradient_checkpointing:
+            kept, how, again = float(shape.layers * MASTER * shape.hidden), "each layer's input", layer
+        else:
+            kept, how, again = shape.layers * layer, f"{shape.layers} layers x {layer:,.0f}", 0.0
+        yield Part("activations", "learning", tokens * kept, f"{tokens} tokens x {how}")
+        logits = min(learner.logits_mb * 2**20, tokens * self._logits_row)
+        working = tokens * (again + WORKING_LAYERS * layer)
+        yield Part(
+            "logits, or a layer's work", "learning", max(logits, working),
+            f"in turn: {logits / GB:.2f} within logits_mb {learner.logits_mb}, {working / GB:.2f} for a layer",
+        )  # fmt: skip
+        largest = shape.embedding * (MASTER + (HALF if self.mixed else 0))
+        yield Part("the head's gradient again", "learning", largest, "before it is added to the others")
+
+    def peak(self, phase: Phase) -> float:
+        """Most bytes in a phase, with what is always there."""
+        return sum(part.bytes for part in self.parts() if part.phase in ("always", phase))
+
+    @property
+    def needed(self) -> float:
+        return max(self.peak("sampling"), self.peak("learning"))
+
+    @property
+    def usable(self) -> float:
+        """Bytes of the device that may be taken."""
+        memory = memory_here() if self.device == "cpu" else DEVICES[self.device]
+        return memory * (1 - self.assumed.reserve)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.usable
+
+    # --- tokens and operations --------------------------------------------------------------------------------------
+
+    def tokens(self) -> Tokens:
+        """Of a step that has the prefixes it asks for."""
+        config, mean = self.config, self.assumed.response * self.config.max_tokens
+        prefixed = config.prompts_per_step * config.prefixes.wanted(config.group_size, config.steps)
+        whole = isinstance(config.prefixes, Replay)
+        prefix = mean if whole else mean_prefix(config, mean)
+        rollouts = config.prompts_per_step * config.group_size
+        saved = prefixed * prefix
+        trained = isinstance(config.prefixes, FromHistory) and config.prefixes.gradient == "none"
+        continued = 0 if whole else prefixed
+        return Tokens(
+            rollouts=rollouts,
+            prefixed=prefixed,
+            decoded_most=rollouts * config.max_tokens,
+            decoded=rollouts * mean - saved,
+            saved=saved,
+            prefilled=config.prompts_per_step * self.mean_prompt + continued * (self.mean_prompt + prefix),
+            learned=rollouts * mean - (saved if trained else 0),
+        )
+
+    @property
+    def mean_prompt(self) -> int:
+        return min(self.assumed.mean_prompt, self.longest_prompt)
+
+    def operations(self) -> Operations:
+        """Of the same step: 2 per parameter and token forward, twice that backward; attention, causal, beside it."""
+        shape, config, tokens = self.shape, self.config, self.tokens()
+        response = self.assumed.response * config.max_tokens
+        attention = 2 * shape.layers * shape.heads * shape.head_dim
+        head = 2 * shape.embedding
+        decode = tokens.decoded * (2 * shape.blocks + head + 2 * attention * (self.mean_prompt + response / 2))
+
+        def forward(length: float) -> float:
+            return 2 * shape.blocks * length + attention * length * (length + 1)
+
+        prefill = config.prompts_per_step * forward(self.mean_prompt)
+        if tokens.prefixed and not isinstance(config.prefixes, Replay):
+            prefill += tokens.prefixed * forward(self.mean_prompt + tokens.saved / tokens.prefixed)
+        scored = 1 + config.kl.in_advantage if config.kl.active else 0
+        passes = 3 + config.learner.gradient_checkpointing + scored
+        chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
+        learn = tokens.rollouts * (
+            passes * forward(self.mean_prompt + response) + (3 + chunked + scored) * head * response
+        )
+        return Operations(decode, prefill, learn)
+
+
+def longest_prefix(config: Config) -> int:
+    """Most tokens that a prefix can have; as many as a response, where the rule is not known here."""
+    rule = config.prefixes
+    if rule.wanted(config.group_size, config.steps) == 0 or isinstance(rule, Replay):
+        return 0
+    if not isinstance(rule, FromHistory):
+        return config.max_tokens
+    if rule.where == "tokens":
+        return min(rule.cut_tokens, config.max_tokens)
+    return round(max(rule.cut_high, rule.cut_high_end if rule.schedule != "constant" else 0) * config.max_tokens)
+
+
+def mean_prefix(config: Config, response: float) -> float:
+    """Tokens of a prefix in the mean, cut from responses of the mean length."""
+    rule = config.prefixes
+    if not isinstance(rule, FromHistory):
+        return response / 2
+    return min(rule.cut_tokens, response) if rule.where == "tokens" else (rule.cut_low + rule.cut_high) / 2 * response
