@@ -19,7 +19,7 @@ SOURCE = Path(stockpot.types.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("words",),
+    ("reading",),
     ("bench",),
     ("recipes",),
     ("report",),

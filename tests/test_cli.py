@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from runs import TINY, Told, assert_same_bits, metrics, snapshot, stockpot, weights
-from stockpot import cli, words
+from stockpot import cli, reading
 from stockpot.config import load_recipe
 from stockpot.history import History
 from stockpot.models import load_tokenizer
@@ -77,9 +77,9 @@ def listing() -> str:
 
 def test_help_of_train_names_every_component() -> None:
     told = stockpot("train", "--help")
-    for field in words.COMPONENTS:
+    for field in reading.COMPONENTS:
         assert f"--{field} NAME" in told.out
-        for name in words.members(field):
+        for name in reading.members(field):
             assert re.search(rf"\b{name}\b", told.out), name
             assert stockpot("train", f"--{field}", name, "--model", "./none").code == 2
 
@@ -88,7 +88,7 @@ def test_the_first_help_names_every_command_and_recipe() -> None:
     told = stockpot("--help")
     assert told.code == 0 and told == stockpot() == stockpot("help")
     assert all(f"stockpot {command}" in told.out for command in COMMANDS)
-    assert all(name in told.out for name in words.recipe_names())
+    assert all(name in told.out for name in reading.recipe_names())
 
 
 class Terminal(io.StringIO):
@@ -158,7 +158,7 @@ def test_the_real_command_runs_a_recipe_by_name(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout + done.stderr, "no colours in a pipe"
 
 
-@pytest.mark.parametrize("name", words.recipe_names())
+@pytest.mark.parametrize("name", reading.recipe_names())
 def test_every_recipe_of_the_package_loads(name: str) -> None:
     assert load_recipe(name).steps > 0
     assert load_recipe(name.replace("_", "-")) == load_recipe(name)

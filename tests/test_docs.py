@@ -67,9 +67,9 @@ def test_commands_exist_with_their_options(page: Path, monkeypatch: pytest.Monke
         if command.startswith("-") or command.isupper():
             continue
         assert command in inspect.getsource(cli.run), f"stockpot {command}"
-        known = set(options(command)) | {f"--{name}" for name in words.COMPONENTS} | {"--out", "--help"}
+        known = set(options(command)) | {f"--{name}" for name in reading.COMPONENTS} | {"--out", "--help"}
         for field, name in pairwise(words):
-            if field.removeprefix("--") in words.COMPONENTS and not name.isupper():
+            if field.removeprefix("--") in reading.COMPONENTS and not name.isupper():
                 chosen = [f"--{field.removeprefix('--')}", name, "--model", "x"] if name == "dataset" else [field, name]
                 known |= set(options_with(command, chosen))
         unknown = {word.split("=")[0] for word in words if word.startswith("--")} - known
@@ -84,7 +84,7 @@ def options_with(command: str, chosen: list[str]) -> list[str]:
 def test_recipes_named_in_commands_exist(page: Path) -> None:
     for command, *words in commands(page):
         if command in ("train", "sft") and words and re.fullmatch(r"[a-z][\w-]*", words[0]):
-            assert words[0].replace("-", "_") in words.recipe_names(), f"{page.name}: no recipe {words[0]}"
+            assert words[0].replace("-", "_") in reading.recipe_names(), f"{page.name}: no recipe {words[0]}"
 
 
 @every_page

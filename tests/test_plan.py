@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from runs import stockpot
-from stockpot import batching, models, words
+from stockpot import batching, models, reading
 from stockpot.algorithms import GRPO
 from stockpot.config import Config, Evaluation, load_recipe
 from stockpot.engines.local import LocalEngine
@@ -204,7 +204,7 @@ def test_a_real_update_and_real_sampling_take_what_was_planned(family: str, dtyp
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", words.recipe_names())
+@pytest.mark.parametrize("name", reading.recipe_names())
 def test_every_recipe_has_a_plan(name: str) -> None:
     told = stockpot("plan", name.replace("_", "-"))
     assert told.code == 0 and not told.err, told.err
@@ -217,7 +217,7 @@ def test_every_recipe_has_a_plan(name: str) -> None:
         assert config.max_tokens + 1024 <= PUBLISHED[config.model]["max_position_embeddings"]
 
 
-@pytest.mark.parametrize("name", [name for name in words.recipe_names() if load_recipe(name).model])
+@pytest.mark.parametrize("name", [name for name in reading.recipe_names() if load_recipe(name).model])
 def test_recipes_of_real_models_say_what_they_can_do(name: str) -> None:
     """Prefixes in more than half of the steps, a judge that is there, and the device named in the docstring."""
     from stockpot.tasks import Dataset

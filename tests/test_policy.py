@@ -363,7 +363,7 @@ def test_a_restored_policy_goes_on_in_the_same_bits(tied: bool, reference: str, 
 
     policy = Policy(make(tie_word_embeddings=tied), learner)
     if kl.active:
-        policy.keep_reference()
+        policy.reference = copy.deepcopy(policy.model)
     for seed in range(3):
         step(policy, seed)
     policy.skipped_steps = 2
@@ -390,7 +390,7 @@ def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["optimizer.safetensors", "reference.safetensors"])
 def test_a_damaged_state_is_told_in_one_line_and_changes_nothing(file: str, harm: str, tmp_path: Path) -> None:
     policy = Policy(make(), Learner())
-    policy.keep_reference()
+    policy.reference = copy.deepcopy(policy.model)
     learn(policy)
     policy.save(tmp_path)
     path = tmp_path / file
@@ -400,7 +400,7 @@ def test_a_damaged_state_is_told_in_one_line_and_changes_nothing(file: str, harm
         path.write_bytes(b"\xff" * 1000)
     elif harm == "other model":
         other = Policy(make(intermediate_size=40), Learner())
-        other.keep_reference()
+        other.reference = copy.deepcopy(other.model)
         learn(other)
         other.save(tmp_path / "other")
         path.write_bytes((tmp_path / "other" / file).read_bytes())

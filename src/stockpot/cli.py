@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stockpot.options import BenchOptions, CompareLosses, Eval, HistoryOptions, PlanOptions, Resume, Show, parted
-from stockpot.words import members, new_folder, parse, read_config, recipe_names, refuse
+from stockpot.reading import members, new_folder, parse, read_config, recipe_names, refuse
 
 HELP = """\
 stockpot: reinforcement learning for language models from what their own past policies wrote.

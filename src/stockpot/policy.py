@@ -236,10 +236,6 @@ class Policy:
             self.optimizer.step()
         return norm
 
-    def keep_reference(self) -> None:
-        """Remember the policy as it is now as the reference."""
-        self.reference = copy.deepcopy(self.model)
-
     @torch.no_grad()
     def move_reference(self, rate: float) -> None:
         """reference += rate * (policy - reference)."""
