@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from runs import stockpot
-from stockpot import cli
+from stockpot import cli, reading
 from test_cli import options
 
 ROOT = Path(__file__).parents[1]

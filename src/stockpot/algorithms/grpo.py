@@ -39,14 +39,14 @@ class GRPO(Algorithm):
     """Ratios below 1 - this earn no gradient when the advantage is negative."""
     clip_high: float = 0.2
     """Ratios above 1 + this earn no gradient when the advantage is positive; DAPO takes 0.28."""
-    prefix_clip_low: float | None = None
-    """The floor for tokens of a prefix, where it is another one: they are older, so their ratios spread wider."""
-    prefix_clip_high: float | None = None
-    """The ceiling for tokens of a prefix, where it is another one."""
     level: Literal["token", "rollout"] = "token"
     """One ratio per token, or one per rollout: the geometric mean of its tokens' ratios (GSPO)."""
     normalise: Normalise = "token"
     """What terms are averaged over."""
+    prefix_clip_low: float | None = None
+    """The floor for tokens of a prefix, where it is another one: they are older, so their ratios spread wider."""
+    prefix_clip_high: float | None = None
+    """The ceiling for tokens of a prefix, where it is another one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:

@@ -24,14 +24,14 @@ class RLOO(Algorithm):
     """Floor of the ratio is 1 - this."""
     clip_high: float = 0.2
     """Ceiling of the ratio is 1 + this."""
-    prefix_clip_low: float | None = None
-    """The floor for tokens of a prefix, where it is another one: they are older, so their ratios spread wider."""
-    prefix_clip_high: float | None = None
-    """The ceiling for tokens of a prefix, where it is another one."""
     level: Literal["token", "rollout"] = "token"
     """One ratio per token, or the product over the rollout."""
     normalise: Normalise = "token"
     """What terms are averaged over."""
+    prefix_clip_low: float | None = None
+    """The floor for tokens of a prefix, where it is another one: they are older, so their ratios spread wider."""
+    prefix_clip_high: float | None = None
+    """The ceiling for tokens of a prefix, where it is another one."""
 
     def __post_init__(self) -> None:
         check_prefix_clip(self.prefix_clip_low, self.prefix_clip_high, self.level)
