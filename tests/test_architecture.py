@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("recipes",),
     ("report",),
-    ("train",),
+    ("train", "soup_inference"),
     ("evaluate", "start"),
     ("engines",),
     ("config",),
