@@ -43,7 +43,7 @@ class Eval:
     """SOUP inference against the single model: in the second arm the run's checkpoint of this older step writes the
     head of each response; several with commas, or all that are kept, share the samples of each prompt evenly."""
     prefix_low: float = 0.1
-    """With --prefix-from: a head's length is drawn evenly between this fraction of the single model's mean length ..."""
+    """With --prefix-from: a head's length lies evenly between this fraction of the single model's mean length ..."""
     prefix_high: float = 0.6
     """... and this one."""
 

@@ -36,6 +36,7 @@ def show(options: Eval, prefix_from: str, sampling: Sampling) -> None:
     out = Console(highlight=False)
     for table in (by_samples(found), by_tokens(found)):
         out.print(table)
+        out.print()
     for line in notes(found):
         out.print(line, soft_wrap=True)
     if options.json is not None:
