@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench",),
     ("recipes",),
     ("report",),
-    ("train",),
+    ("train", "soup_inference"),
     ("evaluate", "start", "heads", "compare", "plan"),
     ("engines",),
     ("config",),

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from stockpot.passk import STUDENT_T, bootstrap, mean_pass_at_k, over_seeds, pass_at_k
+from stockpot.passk import STUDENT_T, bootstrap, mean_pass_at_k, over_seeds, paired, pass_at_budget, pass_at_k
 
 
 def by_counting(samples: int, correct: int, k: int) -> float:
@@ -35,6 +35,26 @@ def test_pass_at_k_is_unbiased_for_the_chance_that_one_of_k_fresh_samples_is_rig
 
 def test_many_samples_overflow_nothing() -> None:
     assert pass_at_k(100_000, 10, 1000) == pytest.approx(1 - 0.99**10, abs=1e-4)
+
+
+def test_a_budget_between_two_numbers_of_samples_is_spent_on_either_by_chance() -> None:
+    for correct, k in itertools.product(range(6), (0.0, 0.25, 1.0, 2.75, 4.5, 5.0)):
+        less, share = int(k), k % 1
+        expected = (1 - share) * (pass_at_k(5, correct, less) if less else 0.0)
+        expected += share * pass_at_k(5, correct, less + 1) if share else 0.0
+        assert pass_at_budget(5, correct, k) == pytest.approx(expected, abs=1e-14)
+
+
+def test_a_paired_difference_draws_both_values_of_a_problem_together() -> None:
+    """Problems differ much and the pairs alike: unpaired, the interval would be as wide as the problems differ."""
+    first = [i / 40 for i in range(40)]
+    second = [value + (0.25 if i % 2 else 0.0) for i, value in enumerate(first)]
+    estimate = paired(first, second)
+    assert estimate.mean == pytest.approx(0.125)
+    assert estimate.high - estimate.low < 0.1 < bootstrap(first).high - bootstrap(first).low
+    assert 0 < estimate.low < 0.125 < estimate.high < 0.25
+    with pytest.raises(ValueError, match="shorter"):
+        paired(first, second[:-1])
 
 
 @pytest.mark.parametrize("k", [0, 5, -1])

@@ -98,6 +98,17 @@ def latest(root: Path, tell: Callable[[str], None] = lambda line: None) -> Check
     return None
 
 
+def find(root: Path, step: int | None, tell: Callable[[str], None] = lambda line: None) -> Checkpoint:
+    """The checkpoint of that step, or the newest whole one."""
+    found = listed(root)
+    chosen = latest(root, tell) if step is None else next((c for c in found if c.step == step), None)
+    if chosen is None:
+        kept = ", ".join(str(c.step) for c in found) or "none"
+        what = "whole checkpoint" if step is None else f"checkpoint of step {step}"
+        raise StockpotError(f"{root.parent} has no {what}: kept are {kept}.")
+    return chosen
+
+
 def rewind(root: Path, step: int) -> None:
     """Remove the checkpoints after `step`: damaged ones, which must not count among the newest that are kept."""
     for checkpoint in listed(root):

@@ -53,20 +53,30 @@ def evaluate(
         for j in range(how.samples)
     ]
     rollouts, unjudged = score(engine.sample(requests, seed), reward, engine.tokenizer)
-    correct = [
-        sum((r.reward or 0.0) > 0.5 for r in rollouts[i * how.samples : (i + 1) * how.samples])
-        for i in range(len(prompts))
-    ]
-    counts = [(how.samples, c) for c in correct]
-    ks = [k for k in (2**i for i in range(20)) if k < how.samples] + [how.samples]
+    counts = [(how.samples, c) for c in correct(rollouts, how.samples)]
     lengths = [len(r) for r in rollouts]
     surprise = [-sum(r.spans[-1].log_probs or [0.0]) for r in rollouts]
     mean_length = sum(lengths) / len(lengths)
     return Result(
-        pass_at={k: mean_pass_at_k(counts, k) for k in ks},
+        pass_at={k: mean_pass_at_k(counts, k) for k in sizes(how.samples)},
         entropy=bootstrap([s / mean_length for s in surprise], resamples=200),
         length=mean_length,
         truncated=sum(r.finish == "length" for r in rollouts) / len(rollouts),
         unjudged=unjudged,
         rollouts=tuple(rollouts),
     )
+
+
+def correct(rollouts: Sequence[Rollout], samples: int) -> list[int]:
+    """How many of each prompt's samples are right, where they lie prompt by prompt."""
+    right = [(rollout.reward or 0.0) > 0.5 for rollout in rollouts]
+    return [sum(right[first : first + samples]) for first in range(0, len(right), samples)]
+
+
+def sizes(samples: int) -> list[int]:
+    """The k of pass@k: 1, 2, 4, ... and the number of samples itself.
+
+    >>> sizes(6)
+    [1, 2, 4, 6]
+    """
+    return [k for k in (2**i for i in range(20)) if k < samples] + [samples]

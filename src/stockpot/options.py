@@ -28,7 +28,7 @@ class Eval:
     step: int | None = None
     """In a run: the checkpoint of this step instead of the last."""
     samples: int | None = None
-    """Samples per prompt; default as in the run."""
+    """Samples per prompt; default as in the run, with --prefix-from 64."""
     prompts: int | None = None
     """Held-out prompts; default as in the run."""
     temperature: float | None = None
@@ -39,6 +39,13 @@ class Eval:
     """Seed of the samples."""
     json: Path | None = None
     """Also write the result to this file."""
+    prefix_from: Annotated[str | None, arg(metavar="STEP|all")] = None
+    """SOUP inference against the single model: in the second arm the run's checkpoint of this older step writes the
+    head of each response; several with commas, or all that are kept, share the samples of each prompt evenly."""
+    prefix_low: float = 0.1
+    """With --prefix-from: a head's length lies evenly between this fraction of the single model's mean length ..."""
+    prefix_high: float = 0.6
+    """... and this one."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,19 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / n for n in range(samples - correct + 1, samples + 1))
 
 
+def pass_at_budget(samples: int, correct: int, k: float) -> float:
+    """pass@k where k is no whole number: on the straight line between its neighbours, pass@0 being 0.
+
+    No approximation: it is what someone gets who draws a sample more or less by chance, so as to draw k on average.
+
+    >>> pass_at_budget(4, 1, 1.5)
+    0.375
+    """
+    whole = math.floor(k)
+    below, above = (pass_at_k(samples, correct, n) if n else 0.0 for n in (whole, math.ceil(k)))
+    return below + (k - whole) * (above - below)
+
+
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     """pass@k over problems given as (samples, correct), with a bootstrap interval over problems."""
     return bootstrap([pass_at_k(samples, correct, k) for samples, correct in counts], resamples=resamples, seed=seed)
@@ -57,6 +70,15 @@ def bootstrap(values: Sequence[float], *, resamples: int = 1000, seed: int = 0) 
     n = len(values)
     means = sorted(math.fsum(rng.choices(values, k=n)) / n for _ in range(resamples))
     return Estimate(math.fsum(values) / n, means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))])
+
+
+def paired(first: Sequence[float], second: Sequence[float], *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Mean of second - first, with a bootstrap interval over problems: each is drawn with both of its values.
+
+    >>> print(paired([0.0, 0.5, 1.0], [0.25, 0.75, 1.25]))
+    0.250 [0.250, 0.250]
+    """
+    return bootstrap([b - a for a, b in zip(first, second, strict=True)], resamples=resamples, seed=seed)
 
 
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

@@ -17,16 +17,24 @@ from stockpot.evaluate import Result
 from stockpot.evaluate import evaluate as measure
 from stockpot.options import Eval
 from stockpot.record import Run, write_whole
+from stockpot.report import soup
 from stockpot.report.rollouts import origin
 from stockpot.types import StockpotError
 
 
 def evaluate(options: Eval, config: Config | None) -> None:
     """Evaluate a run's checkpoint, or any model when `config` is given, and print the table."""
+    if config is not None and options.prefix_from is not None:
+        raise StockpotError(
+            f"--prefix-from needs a run, and {options.model} is none: only a run keeps older checkpoints of itself."
+        )
     if config is None:
         run = Run.open(Path(options.model))
         config = from_json(run.config)
-        weights, tokenizer_from = str(find(run, options.step).folder), origin(run)
+        if options.prefix_from is not None:
+            soup.show(options, options.prefix_from, setup(config.evaluation, options).sampling)
+            return
+        weights, tokenizer_from = str(checkpoints.find(run.checkpoints, options.step, console.tell).folder), origin(run)
     else:
         weights = tokenizer_from = options.model
     torch.set_num_threads(config.threads)
@@ -39,16 +47,6 @@ def evaluate(options: Eval, config: Config | None) -> None:
     Console(highlight=False).print(table(result, weights, how, min(how.prompts, len(test))))
     if options.json is not None:
         write_whole(options.json, json.dumps({"model": weights, **result.metrics()}, indent=1) + "\n")
-
-
-def find(run: Run, step: int | None) -> checkpoints.Checkpoint:
-    """The run's checkpoint of that step, or its newest whole one."""
-    found = [c for c in checkpoints.listed(run.checkpoints) if c.step == step] if step is not None else []
-    chosen = checkpoints.latest(run.checkpoints, console.tell) if step is None else found[0] if found else None
-    if chosen is None:
-        kept = ", ".join(str(c.step) for c in checkpoints.listed(run.checkpoints)) or "none"
-        raise StockpotError(f"{run.folder} has no checkpoint of step {step}: kept are {kept}.")
-    return chosen
 
 
 def setup(how: Evaluation, options: Eval) -> Evaluation:
