@@ -4,9 +4,10 @@
     python bench/soup_cost.py --rounds 60
 
 Three loops of the default recipe on one model, one of them without prefixes, take steps in turn in one process, so
-that whatever else the machine does falls on all of them alike. The learning rate is next to nothing: the policy stays
-what it is, so responses end equally long in all three and a difference is the prefixes' own. Memory is the peak of a
-process per mode, in a run of its own. Prints medians over rounds and ratios to GRPO in the same round.
+that whatever else the machine does falls on all of them alike. The learning rate is next to nothing, so the policy
+stays what it is; and no token ends a response, so that all are of one length and a difference is the prefixes' own
+(`--free` lets responses end: prefixed ones then come out somewhat longer). Memory is the peak of a process per mode,
+in a run of its own. Prints medians over rounds and ratios to GRPO in the same round.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ MODES = {
     "soup from history": FromHistory(),
     "soup from checkpoints": FromCheckpoints(every=2, keep=4),
 }
+LENGTH = 40
+"""Tokens of every response: about the mean of a taught model's."""
 WARM = 8
 """Rounds before the first that counts: by then every prompt has old rollouts, and there are snapshots old enough."""
 PARTS = ("prefix", "continuation", "update", "history")
@@ -48,12 +51,16 @@ PARTS = ("prefix", "continuation", "update", "history")
 class Mode:
     """One loop of its own, stepped from outside."""
 
-    def __init__(self, name: str, model: str, folder: Path, share: float) -> None:
+    def __init__(self, name: str, model: str, folder: Path, share: float, free: bool) -> None:
         rule = MODES[name]
         rule = rule if isinstance(rule, NoPrefixes) else replace(rule, share=share)
         config = Config(task=TASK, model=model, prefixes=rule, learner=Learner(1e-12, tokens_per_pass=2048))
+        if not free:
+            config = replace(config, max_tokens=LENGTH)
         torch.set_num_threads(config.threads)
         engine = LocalEngine(config, name, model, model, scratch=folder / "snapshots")
+        if not free:
+            engine.stops, engine.sampler.stop_tokens = (), frozenset()
         folder.mkdir(parents=True)
         self.loop = Loop(config, engine, Run(folder, {}))
         self.history = History.open(folder / "history.sqlite")
@@ -66,20 +73,10 @@ class Mode:
         return metrics | seconds | {"seconds": sum(seconds[part] for part in (*PARTS, "reward", "advantage"))}
 
 
-def memory(name: str, model: str, share: float, rounds: int) -> float:
+def memory(name: str, options: argparse.Namespace, rounds: int) -> float:
     """Peak MiB of a process that takes the steps of one mode."""
-    words = [
-        sys.executable,
-        __file__,
-        "--model",
-        model,
-        "--alone",
-        name,
-        "--rounds",
-        str(rounds),
-        "--share",
-        str(share),
-    ]
+    words = [sys.executable, __file__, "--model", options.model, "--alone", name, "--rounds", str(rounds)]
+    words += ["--share", str(options.share), *(["--free"] if options.free else [])]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -89,6 +86,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="a taught countdown model; default: teach one")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--share", type=float, default=0.25, help="share of each group that gets a prefix")
+    parser.add_argument("--free", action="store_true", help="let stop tokens end responses")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--alone", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -98,19 +96,22 @@ def main() -> None:
             options.model = str(folder / "model")
             teach(TASK, Config().start, Path(options.model), seed=0)
         if options.alone:
-            mode = Mode(options.alone, options.model, folder / "run", options.share)
+            mode = Mode(options.alone, options.model, folder / "run", options.share, options.free)
             for _ in range(WARM + options.rounds):
                 mode.step()
             print(peak())
             return
-        modes = {name: Mode(name, options.model, folder / name.replace(" ", "-"), options.share) for name in MODES}
+        modes = {
+            name: Mode(name, options.model, folder / name.replace(" ", "-"), options.share, options.free)
+            for name in MODES
+        }
         rows: dict[str, list[dict[str, float]]] = {name: [] for name in MODES}
         for turn in range(WARM + options.rounds):
             order = list(modes.items())
             for name, mode in order[turn % 3 :] + order[: turn % 3]:
                 rows[name].append(mode.step())
         kept = {name: some[WARM:] for name, some in rows.items()}
-        peaks = {name: memory(name, options.model, options.share, 4) for name in MODES}
+        peaks = {name: memory(name, options, 4) for name in MODES}
     print(
         f"commit {commit()}, share {options.share}, medians over {options.rounds} rounds; x: ratio to grpo, same round"
     )

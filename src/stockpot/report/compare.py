@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stockpot import prompts
+from stockpot import console, prompts
 from stockpot.algorithms import Algorithm
+from stockpot.checkpoints import find
 from stockpot.compare import ON_POLICY, Comparison, Sizes, ages, choose, compare, draw
 from stockpot.config import from_json
 from stockpot.engines.local import LocalEngine
@@ -23,7 +24,6 @@ from stockpot.models import load_tokenizer, vocabulary_of
 from stockpot.options import CompareLosses
 from stockpot.record import Run, write_whole
 from stockpot.regularizers import KL
-from stockpot.report.evaluation import find
 from stockpot.report.rollouts import origin
 
 WIDTH = 120
@@ -37,7 +37,7 @@ def show(options: CompareLosses, known: Mapping[str, Callable[[], Algorithm]]) -
     config = replace(from_json(run.config), kl=KL())  # losses alone: no reference is needed
     torch.set_num_threads(config.threads)
     sizes = Sizes(options.prompts, options.group_size or config.group_size, options.batches, options.fresh)
-    checkpoint = find(run, options.step)
+    checkpoint = find(run.checkpoints, options.step, console.tell)
     bands = ages(options.ages, checkpoint.step)
     vocabulary = vocabulary_of(load_tokenizer(origin(run)))
     with History.open(run.history, vocabulary=vocabulary, read_only=True) as history:

@@ -6,9 +6,13 @@ tokens that nobody wants, and waiting requests take the room. And equal contexts
 prompt cost one prefill.
 
 All rows write the same column of the cache, so a row of context length n begins n columns to the left of where it
-was admitted, and what lies before that is masked. A request that begins with n tokens of a prefix comes in when the
-others have decoded n: its long context then fits into columns that are there anyway. The last token of a context is
-left to the first decoding step: then there is only one place where tokens are drawn.
+was admitted, and what lies before that is masked. The last token of a context is left to the first decoding step:
+then there is only one place where tokens are drawn.
+
+A prefix is read in one pass with its prompt when its request waits for a row. Where all requests have a row from the
+start, the number of steps is that of the longest response whatever the others do: then prefixes are read along, a
+token at a step, while the other rows write; equal prompts are still read once, and no row pays for columns that only
+the prefixes of others need.
 
 The random numbers are a hash of (seed, request key, index of the token in the response). No generator has a
 state, so a request gets the same tokens in any batch and order, up to rounding in the logits.
@@ -19,6 +23,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -35,8 +40,6 @@ DEAD_SHARE = 1 / 16
 """Finished rows leave once they are more than this share. Up to 1/8 is as fast; if they stay, it takes 1.7 times."""
 ROOM_SHARE = 1 / 4
 """Waiting requests come in once this share of the rows is free: small prefills are slow."""
-LATE_SHARE = 1 / 4
-"""Requests with a prefix come in when this share of them is due."""
 
 REQUEST, LAST, START, ROOM, INDEX, SETUP, BASE = range(7)
 """What is known of a row: its request, last token, first column in the cache, tokens that it may still write, index
@@ -70,6 +73,9 @@ class TorchSampler(Sampler):
         if not requests:
             return []
         contexts = [self._context(request) for request in requests]
+        along = len(requests) <= self.max_rows
+        if along:
+            contexts = [context[: len(r.prompt.tokens)] for r, context in zip(requests, contexts, strict=True)]
         with ready(self.model, self._config):
             rows = _Rows(self, requests, contexts, seed)
             rows.turnover()
@@ -115,12 +121,12 @@ class _Rows:
         self.model, self.pad, self.limit, self.contexts = sampler.model, sampler.pad, sampler._limit, contexts
         self.windows = dict(sampler._layers)
         device, self.dtype, self.most = self.model.device, self.model.dtype, min(sampler.max_rows, len(requests))
+        self.waiting = sorted(range(len(requests)), key=lambda i: (len(contexts[i]), contexts[i].tobytes()))
         self.samplings = list(dict.fromkeys(request.sampling for request in requests))
         done = [len(context) - len(r.prompt.tokens) for r, context in zip(requests, contexts, strict=True)]
-        self.done, self.waiting = done, list[int]()
-        self.later = sorted(range(len(requests)), key=lambda i: -done[i])
-        self.bunch = -(-sum(map(bool, done)) // round(1 / LATE_SHARE))
         rooms = [r.max_tokens - length for r, length in zip(requests, done, strict=True)]
+        told = [[*chain(*(span.tokens for span in r.prefix))][n:] for r, n in zip(requests, done, strict=True)]
+        longest = max(map(len, told))
         fields: dict[int, list[int]] = {
             REQUEST: list(range(len(requests))),
             LAST: [context[-1] for context in contexts],
@@ -132,13 +138,15 @@ class _Rows:
         }
         self.fields = torch.tensor([fields[i] for i in range(len(fields))], device=device)
         self.fields[BASE] = mix(self.fields[BASE] ^ mix(torch.tensor(signed(seed), device=device)))
+        told = [[*prefix, *[-1] * (longest - len(prefix))] for prefix in told]
+        self.told = torch.tensor(told, device=device) if longest else None  # what rows read instead of drawing
         self.state = self.fields.new_zeros(len(fields), self.most)
-        self.count = self.steps = self.clock = 0  # the clock: tokens that a request written from its start would have
+        self.count = self.steps = 0
         self.lag = 1 if device.type == "cpu" else 8  # steps between looks at who is done: a look waits for the device
-        width, refilled = max(map(len, contexts)) - 1, len(requests) > self.most
-        late = max(done) - min(done)
-        self.places = torch.arange(width + late + max(rooms) * (1 + refilled) + self.lag, device=device)
+        width, refilled = len(contexts[self.waiting[-1]]) - 1, len(requests) > self.most
+        self.places = torch.arange(width + max(rooms) * (1 + refilled) + self.lag, device=device)
         self.cache = RowCache(self.most, len(self.places), len(sampler._layers))
+        self.cache.begin = self.cache.end = width
         self.stops = torch.zeros(sampler._config.vocab_size, dtype=torch.bool, device=device)
         self.stops[list(sampler.stop_tokens)] = True
         self.trace: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -147,10 +155,7 @@ class _Rows:
         """Finished rows leave and waiting requests come in, where enough of them make it worth it."""
         live = self.state[ROOM, : self.count] > 0
         kept = int(live.sum())
-        self._arrive(idle=kept == 0)
-        room = self.most - kept
-        admit = bool(self.waiting) and room >= min(self.most * ROOM_SHARE, len(self.waiting))
-        admit = admit and (not kept or not self.later or len(self.waiting) >= self.bunch)
+        admit = bool(self.waiting) and self.most - kept >= self.most * ROOM_SHARE
         if not admit and kept and self.count - kept <= self.count * DEAD_SHARE:
             return
         holes = (~live[:kept]).nonzero().squeeze(1)
@@ -163,22 +168,9 @@ class _Rows:
         if self.count:
             self._arrange()
 
-    def _arrive(self, idle: bool) -> None:
-        """Requests become due when others have written as much as their prefixes hold; at once when nobody writes."""
-        if idle and self.later and not self.waiting:
-            self.clock = max(self.clock, self.done[self.later[-1]])
-        due = len(self.waiting)
-        while self.later and self.done[self.later[-1]] <= self.clock:
-            self.waiting.append(self.later.pop())
-        if len(self.waiting) > due:
-            self.waiting.sort(key=lambda i: (len(self.contexts[i]), self.contexts[i].tobytes()))
-
     def _admit(self) -> None:
         """Fill the free rows, longest contexts first, so that those read together are of similar length."""
-        widest = len(self.contexts[self.waiting[-1]])  # what is due later finds so many more columns by then
-        widest = max([widest, *(len(self.contexts[i]) - self.done[i] + self.clock for i in self.later)]) - 1
-        if not self.count:
-            self.cache.begin = self.cache.end = widest
+        widest = len(self.contexts[self.waiting[-1]]) - 1
         first = int(self.state[START, : self.count].min()) if self.count else self.cache.end
         distance = min(first, self.cache.end - widest)  # columns that no row needs any more
         self.cache.slide(distance, self.count)
@@ -232,13 +224,16 @@ class _Rows:
         logits = self._forward(last[:, None], mask, positions[:, None])
         live = room > 0
         tokens, log_probs = self._draw(logits, uniform(base, index))
+        if self.told is not None and self.steps < self.told.shape[1]:  # index is the step: nobody came in later
+            told = self.told[request, self.steps]
+            reads = told >= 0
+            tokens, live = torch.where(reads, told, tokens), live & ~reads
         self.trace.append((request.clone(), tokens, log_probs, live))
         last.copy_(tokens)
         index += 1
         room -= 1
-        room.masked_fill_(self.stops[tokens], 0)
+        room.masked_fill_(self.stops[tokens] & live, 0)
         self.steps += 1
-        self.clock += 1
 
     def _draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """A token and its log-prob per row, the rows of each sampling setup together."""
