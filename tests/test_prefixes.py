@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers import NOW, OLD, RUN, rollout, span
-from stockpot.prefixes import FromHistory, NoPrefixes, PrefixRule, head
+from stockpot.prefixes import FromHistory, NoPrefixes, head
 from stockpot.types import Author, Candidate, Rollout, StockpotError
 
 
@@ -111,14 +111,8 @@ def test_ages_are_counted_back_from_now() -> None:
     assert FromHistory(share=0.0).versions(now=50) is None
 
 
-def test_no_prefixes_asks_the_history_nothing(rng: random.Random) -> None:
-    rule: PrefixRule = NoPrefixes()
-    assert rule.versions(100) is None
-    assert (rule.choose(candidates(4), 8, NOW, rng), rule.wanted(8, NOW), rule.cut(stored(rng), NOW, rng)) == (
-        [],
-        0,
-        (),
-    )
+def test_no_prefixes_wants_none() -> None:
+    assert (NoPrefixes().wanted(8, NOW), NoPrefixes().total(4, 8, NOW)) == (0, 0)
 
 
 @pytest.mark.parametrize(

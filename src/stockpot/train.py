@@ -41,14 +41,14 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
         weights = str(last.folder) if last else origin
         engine = LocalEngine(config, run.name, weights, origin, begin, run.folder / "snapshots")
         loop = Loop(config, engine, run)
-        if config.steps and loop.beginner.never():
-            console.tell(f"prefixes: no rollout of its {config.steps} steps will get a prefix; see min_age and warmup.")
     checkpoints.rewind(run.checkpoints, begin)
     with History.open(run.history, run=run.name, vocabulary=vocabulary_of(engine.tokenizer)) as history:
         history.truncate(begin)
         run.rewind(begin if last else -1)
         if last is None:
             loop.measure(0, {}, {})
+            if config.steps and loop.beginner.never():
+                console.tell(f"no rollout of its {config.steps} steps will get a prefix: see prefixes.min_age, warmup")
         with console.bar("training", config.steps, done=begin) as bar:
             for now in range(begin, config.steps):
                 metrics, timings = loop.step(now, history)

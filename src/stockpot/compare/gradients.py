@@ -147,8 +147,8 @@ class Bench:
                 log_probs, entropy = policy.log_probs(batch)
                 terms = algorithm.loss(log_probs, batch)
                 loss = ops.reduce(terms.loss, batch.trained, denominator(algorithm.normalise, batch, totals))
-                loss.backward()  # type: ignore[no-untyped-call]
                 views.append(diagnostics.view(log_probs, entropy, terms, batch))
+                loss.backward()  # type: ignore[no-untyped-call]
         return diagnostics.summarise(views)
 
     def take(self) -> Vector:
