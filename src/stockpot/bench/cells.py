@@ -94,12 +94,12 @@ class Study(ABC):
         """The configurations whose supervised starts the cells name."""
 
     @abstractmethod
-    def report(self, results: Mapping[str, Result]) -> str:
+    def report(self, results: Mapping[str, Result], folder: Path) -> str:
         """Tables and verdicts, from whatever is there."""
 
-    def extra(self, part: str, folder: Path, results: Mapping[str, Result]) -> None:
-        """What a part does besides runs."""
-        return None
+    def calls(self, part: str, folder: Path, results: Mapping[str, Result]) -> list[tuple[Any, ...]]:
+        """What a part does besides runs: functions with their arguments, called in the pool."""
+        return []
 
 
 def run_study(study: Study, folder: Path, parts: Sequence[str], jobs: int) -> dict[str, Result]:
@@ -114,7 +114,7 @@ def run_study(study: Study, folder: Path, parts: Sequence[str], jobs: int) -> di
             together(pool, f"{study.name}: starts", [(teach_one, name, config, folder) for name, config in teach])
             together(pool, f"{study.name}: {part}", [(run_one, cell, folder) for cell in cells])
             results = load(folder)
-            study.extra(part, folder, results)
+            together(pool, f"{study.name}: {part}", study.calls(part, folder, results))
     return load(folder)
 
 
