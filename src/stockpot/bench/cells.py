@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,8 +47,16 @@ class Cell:
     @property
     def key(self) -> str:
         """Name and configuration in one word."""
-        told = json.dumps(to_json(replace(self.config, model="")), sort_keys=True) + self.start
+        told = json.dumps(set_apart(replace(self.config, model="")), sort_keys=True) + self.start
         return f"{self.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def set_apart(value: Any) -> Any:
+    """What differs from the defaults: so an option that is new, and as it always was, makes no old result stale."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return to_json(value)
+    changed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+    return {"class": type(value).__qualname__, **{name: set_apart(one) for name, one in changed.items()}}
 
 
 @dataclass(frozen=True)
