@@ -183,20 +183,22 @@ def compared(difficulty: str, results: Mapping[str, Result]) -> str:
     if not runs:
         return ""
     work = min(sum(one.last("cpu") for one in some) / len(some) for some in runs.values())
-    head = ["method", "pass@1", "pass@16", "entropy", "lost to clipping", "seconds of work", "decoded"]
+    head = ["method", "pass@1", "pass@16", "entropy", "lost to clipping", "of old tokens", "seconds of work", "decoded"]
     head += [f"pass@1 at {work:.0f} s", f"pass@16 at {work:.0f} s"]
     first = next(iter(runs.values()))
     start = [str(over_seeds([one.evaluations[0][name] for one in first])) for name in FIGURES]
-    rows = [["(start)", *start, *[""] * 5]]
+    rows = [["(start)", *start, *[""] * 6]]
     for m, some in runs.items():
         cells = [over_seeds([one.last(name) for one in some]) for name in FIGURES]
         cells += [
             over_seeds([one.training["all/clip_loss"] for one in some]),
             over_seeds([o.last("cpu") for o in some]),
         ]
+        old = [one.training["prefix/clip_loss"] for one in some if "prefix/clip_loss" in one.training]
         decoded = over_seeds([one.training["decoded"] for one in some]).mean
         at = [over_seeds([one.at(work, name) for one in some]) for name in FIGURES[:2]]
-        rows.append([m, *map(str, cells[:4]), f"{cells[4].mean:.0f}", f"{decoded:,.0f}", *map(str, at)])
+        lost = f"{over_seeds(old).mean:.3f}" if old else ""
+        rows.append([m, *map(str, cells[:4]), lost, f"{cells[4].mean:.0f}", f"{decoded:,.0f}", *map(str, at)])
     title = f"{difficulty}: seeds {', '.join(map(str, SEEDS))}, {STEPS} steps, 95 % t intervals over seeds"
     return table(title, head, rows)
 
