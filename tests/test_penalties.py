@@ -85,7 +85,10 @@ def test_a_response_that_stops_on_its_last_token_is_not_overlong_without_a_margi
 
 def test_training_feels_them_and_the_held_out_prompts_do_not(started: str, tmp_path: Path) -> None:
     penalties = Penalties(overlong=True)
-    for name, config in {"with": short(started, penalties=penalties), "without": short(started)}.items():
+    for name, config in {
+        "with": short(started, penalties=penalties),
+        "without": short(started, penalties=Penalties()),
+    }.items():
         train(replace(config, steps=1), tmp_path / name)
     one, other = metrics(tmp_path / "with"), metrics(tmp_path / "without")
     assert one[0] == other[0]  # the evaluation before training

@@ -76,7 +76,7 @@ class Penalties:
     """What is taken off the reward in training; held-out prompts are always judged without."""
 
     value: float = -1.0
-    """The penalty."""
+    """What a penalised response gets, or has added to its reward."""
     how: Literal["set", "add"] = "set"
     """Whether it takes the reward's place, or is added to it (once, however many are deserved)."""
     repetition: float = 0.0
