@@ -8,7 +8,10 @@ import random
 
 import pytest
 
+from stockpot.config import Evaluation
+from stockpot.evaluate import sizes
 from stockpot.passk import STUDENT_T, bootstrap, mean_pass_at_k, over_seeds, paired, pass_at_budget, pass_at_k
+from stockpot.types import StockpotError
 
 
 def by_counting(samples: int, correct: int, k: int) -> float:
@@ -119,3 +122,9 @@ def test_one_seed_proves_nothing() -> None:
 def test_a_bootstrap_of_equal_values_has_no_width() -> None:
     estimate = bootstrap([0.25] * 10)
     assert estimate.low == estimate.mean == estimate.high == 0.25
+
+
+def test_further_k_are_drawn_and_impossible_ones_refused() -> None:
+    assert sizes(20, (10,)) == [1, 2, 4, 8, 10, 16, 20]
+    with pytest.raises(StockpotError, match="ks"):
+        Evaluation(samples=8, ks=(10,))

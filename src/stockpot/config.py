@@ -45,10 +45,14 @@ class Evaluation:
     """Steps between evaluations; 0 evaluates only before and after."""
     sampling: Sampling = Sampling()
     """The distribution evaluated."""
+    ks: tuple[int, ...] = ()
+    """Further k that pass@k is drawn for, such as 10."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.prompts < 1 or self.every < 0:
             raise StockpotError("evaluation.samples and prompts must be at least 1, evaluation.every at least 0.")
+        if not all(1 <= k <= self.samples for k in self.ks):
+            raise StockpotError(f"evaluation.ks must lie in 1..{self.samples}: pass@k needs at least k samples.")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def evaluate(
     surprise = [-sum(r.spans[-1].log_probs or [0.0]) for r in rollouts]
     mean_length = sum(lengths) / len(lengths)
     return Result(
-        pass_at={k: mean_pass_at_k(counts, k) for k in sizes(how.samples)},
+        pass_at={k: mean_pass_at_k(counts, k) for k in sizes(how.samples, how.ks)},
         entropy=bootstrap([s / mean_length for s in surprise], resamples=200),
         length=mean_length,
         truncated=sum(r.finish == "length" for r in rollouts) / len(rollouts),
@@ -73,10 +73,10 @@ def correct(rollouts: Sequence[Rollout], samples: int) -> list[int]:
     return [sum(right[first : first + samples]) for first in range(0, len(right), samples)]
 
 
-def sizes(samples: int) -> list[int]:
-    """The k of pass@k: 1, 2, 4, ... and the number of samples itself.
+def sizes(samples: int, further: Sequence[int] = ()) -> list[int]:
+    """The k of pass@k: 1, 2, 4, ... and the number of samples itself, and what else is asked for.
 
-    >>> sizes(6)
-    [1, 2, 4, 6]
+    >>> sizes(6), sizes(20, (10,))
+    ([1, 2, 4, 6], [1, 2, 4, 8, 10, 16, 20])
     """
-    return [k for k in (2**i for i in range(20)) if k < samples] + [samples]
+    return sorted({*(2**i for i in range(20) if 2**i < samples), samples, *further})
