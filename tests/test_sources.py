@@ -20,7 +20,7 @@ from stockpot.engines.local import LocalEngine
 from stockpot.history import History
 from stockpot.models import load_model
 from stockpot.policy import Learner, Policy
-from stockpot.prefixes import Demonstrations, Experience, FromCheckpoints, FromHistory
+from stockpot.prefixes import Demonstrations, Experience, FromCheckpoints, FromHistory, PrefixRule, Replay
 from stockpot.prefixes.experience import surprise
 from stockpot.record import Run
 from stockpot.snapshots import Snapshots
@@ -141,6 +141,21 @@ def test_a_run_with_snapshots_resumes_in_the_same_bits(where: str, started: str,
     shutil.rmtree(broken / "checkpoints" / "step-6")
     shutil.rmtree(broken / "snapshots", ignore_errors=True)
     assert [path.name for path in (broken / "checkpoints" / "step-3").glob("snapshot-*")]
+    train(config, broken, resume=True)
+    assert_same_bits(straight, broken)
+
+
+@pytest.mark.parametrize(
+    "rule", [Replay(share=0.5, min_age=1), Experience(warmup=1), Demonstrations()], ids=lambda rule: type(rule).__name__
+)
+def test_a_run_of_any_source_resumes_in_the_same_bits(rule: PrefixRule, started: str, tmp_path: Path) -> None:
+    """With what it replays and demonstrates read again from the store and the task."""
+    config = short(started, prefixes=rule, steps=6, checkpoint_every=3)
+    straight, broken = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    train(config, straight)
+    train(config, broken)
+    assert any(row.get("prefix/missing", 0) < 8 and row["rollout/decoded"] > 0 for row in metrics(straight)[4:])
+    shutil.rmtree(broken / "checkpoints" / "step-6")
     train(config, broken, resume=True)
     assert_same_bits(straight, broken)
 
