@@ -12,7 +12,7 @@ import pytest
 
 from runs import metrics, stockpot
 from stockpot.bench.cells import Cell, Result, Study, load, run_study, to_dict
-from stockpot.bench.soup import ABLATIONS, DIFFICULTIES, METHODS, RATES, SEEDS, SoupStudy, difference, rate_of
+from stockpot.bench.soup import ABLATIONS, DIFFICULTIES, GRID, METHODS, RATES, SEEDS, SoupStudy
 from stockpot.bench.tables import Claim, table, verdict
 from stockpot.config import Config, Evaluation
 from stockpot.passk import Estimate, over_seeds
@@ -122,12 +122,12 @@ def test_the_soup_study_keeps_tuning_and_reporting_apart_and_reads_its_runs_righ
         c.config.seed for c in study.cells("ablate", found)
     }
     assert not tuned & {cell.config.seed for cell in study.cells("main", found)}
-    assert [rate_of(m, found) for m in METHODS] == [RATES[i % 3] for i in range(len(METHODS))]
+    assert [GRID.rate_of(m, found) for m in METHODS] == [RATES[i % 3] for i in range(len(METHODS))]
     for cell in study.cells("main", found):
-        assert cell.config.learner.learning_rate == rate_of(cell.name.split()[1], found)
+        assert cell.config.learner.learning_rate == GRID.rate_of(cell.name.split()[1], found)
         assert cell.start in study.starts()
     assert len({cell.key for cell in study.cells("ablate", found)}) == 3 * len(ABLATIONS)
-    told = difference("soup-history", "grpo", "easy", found, "test/pass@1")
+    told = GRID.difference("soup-history", "grpo", "easy", found, "test/pass@1")
     assert told == over_seeds([0.1] * len(SEEDS)) or (told is not None and told.mean == pytest.approx(0.1))
     report = study.report(found, tmp_path)
     assert "soup-history ends above GRPO in pass@1" in report and "holds" in report

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from stockpot.algorithms import GRPO, LUFFY, ExGRPO
 from stockpot.bench import inference
 from stockpot.bench.cells import Cell, Result, Study
-from stockpot.bench.tables import Claim, table
+from stockpot.bench.grid import Grid
+from stockpot.bench.tables import Claim
 from stockpot.config import Config, Evaluation
-from stockpot.passk import Estimate, over_seeds
 from stockpot.policy import Learner
 from stockpot.prefixes import (
     Demonstrations,
@@ -28,7 +28,6 @@ from stockpot.prefixes import (
     prefixrl,
 )
 from stockpot.tasks import Countdown
-from stockpot.types import StockpotError
 
 STEPS, EVERY = 60, 30
 RATES = (1e-4, 2e-4, 4e-4)
@@ -75,6 +74,18 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 ABLATED_ON, ABLATION_SEEDS = "hard", (100, 101, 102)
 
+GRID = Grid([*METHODS], [*DIFFICULTIES], RATES, SEEDS, FIGURES, TUNING)
+CLAIMS = [
+    claim
+    for source in ("soup-history", "soup-checkpoints")
+    for claim in (
+        Claim(f"{source} ends above GRPO in pass@1", source, "grpo", "test/pass@1", 1),
+        Claim(f"{source} ends above GRPO in pass@16", source, "grpo", "test/pass@16", 1),
+        Claim(f"{source} keeps more entropy than GRPO", source, "grpo", "test/entropy", 1),
+        Claim(f"{source} loses less gradient to clipping than replay", source, "replay", "all/clip_loss", -1),
+    )
+]
+
 
 def config(difficulty: str, seed: int, rate: float, **changes: Any) -> Config:
     """One run of the table: half the default recipe's width, so that many fit into an afternoon."""
@@ -116,7 +127,7 @@ class SoupStudy(Study):
             return [
                 Cell(
                     f"main {m} {d} {seed}",
-                    config(d, seed, rate_of(m, results), **changes),
+                    config(d, seed, GRID.rate_of(m, results), **changes),
                     f"{d}-{seed}",
                     keep=m in INFERRED,
                 )
@@ -124,7 +135,7 @@ class SoupStudy(Study):
                 for d in DIFFICULTIES
                 for m, changes in METHODS.items()
             ]
-        rate = rate_of("soup-history", results)
+        rate = GRID.rate_of("soup-history", results)
         return [
             Cell(f"ablate {name} {seed}", config(ABLATED_ON, seed, rate, **changes), f"{ABLATED_ON}-{TUNING}")
             for seed in ABLATION_SEEDS
@@ -139,121 +150,10 @@ class SoupStudy(Study):
         return [(inference.infer_one, cell, folder) for cell in kept if cell.name not in done]
 
     def report(self, results: Mapping[str, Result], folder: Path) -> str:
-        tables = [tuned(results)]
-        tables += [compared(difficulty, results) for difficulty in DIFFICULTIES]
-        tables += [verdicts(results), inference.report(inference.load(folder), INFERRED, [*DIFFICULTIES], SEEDS)]
-        tables += [ablated(results)]
+        lost = {"lost to clipping": "all/clip_loss", "of old tokens": "prefix/clip_loss"}
+        tables = [GRID.tuned(results)]
+        tables += [GRID.compared(difficulty, results, lost, FIGURES[:2]) for difficulty in DIFFICULTIES]
+        tables += [GRID.verdicts(CLAIMS, results)]
+        tables += [inference.report(inference.load(folder), INFERRED, [*DIFFICULTIES], SEEDS)]
+        tables += [GRID.ablated([*ABLATIONS], ABLATION_SEEDS, ABLATED_ON, results, {"prefix lost": "prefix/clip_loss"})]
         return "\n\n".join(text for text in tables if text)
-
-
-def rate_of(method: str, results: Mapping[str, Result]) -> float:
-    """The learning rate with the highest mean pass@1 over both difficulties, on the tuning seed."""
-
-    missing = [f"{d} {rate:g}" for d in DIFFICULTIES for rate in RATES if f"tune {method} {d} {rate:g}" not in results]
-    if missing:
-        raise StockpotError(f"{method} has no learning rate yet ({', '.join(missing)}): run the part tune first.")
-
-    def height(rate: float) -> float:
-        return sum(results[f"tune {method} {d} {rate:g}"].last("test/pass@1") for d in DIFFICULTIES)
-
-    return max(RATES, key=height)
-
-
-def tuned(results: Mapping[str, Result]) -> str:
-    """pass@1 at the end by method and learning rate, on the tuning seed."""
-    rows = []
-    for m in METHODS:
-        cells = [[results.get(f"tune {m} {d} {rate:g}") for d in DIFFICULTIES] for rate in RATES]
-        if all(one is not None for pair in cells for one in pair):
-            shown = [" / ".join(f"{one.last('test/pass@1'):.3f}" for one in pair if one) for pair in cells]
-            rows.append([m, *shown, f"{rate_of(m, results):g}"])
-    head = ["method", *(f"lr {rate:g}" for rate in RATES), "chosen"]
-    return table(f"Learning rates: pass@1 at the end, {' / '.join(DIFFICULTIES)}, seed {TUNING}", head, rows)
-
-
-def finished(difficulty: str, results: Mapping[str, Result]) -> dict[str, list[Result]]:
-    """The table's runs by method; methods that lack a seed are left out."""
-    found = {m: [results.get(f"main {m} {difficulty} {seed}") for seed in SEEDS] for m in METHODS}
-    return {m: [one for one in runs if one] for m, runs in found.items() if all(runs)}
-
-
-def compared(difficulty: str, results: Mapping[str, Result]) -> str:
-    """All methods at equal samples and at equal work."""
-    runs = finished(difficulty, results)
-    if not runs:
-        return ""
-    work = min(sum(one.last("cpu") for one in some) / len(some) for some in runs.values())
-    head = ["method", "pass@1", "pass@16", "entropy", "lost to clipping", "of old tokens", "seconds of work", "decoded"]
-    head += [f"pass@1 at {work:.0f} s", f"pass@16 at {work:.0f} s"]
-    first = next(iter(runs.values()))
-    start = [str(over_seeds([one.evaluations[0][name] for one in first])) for name in FIGURES]
-    rows = [["(start)", *start, *[""] * 6]]
-    for m, some in runs.items():
-        cells = [over_seeds([one.last(name) for one in some]) for name in FIGURES]
-        cells += [
-            over_seeds([one.training["all/clip_loss"] for one in some]),
-            over_seeds([o.last("cpu") for o in some]),
-        ]
-        old = [one.training["prefix/clip_loss"] for one in some if "prefix/clip_loss" in one.training]
-        decoded = over_seeds([one.training["decoded"] for one in some]).mean
-        at = [over_seeds([one.at(work, name) for one in some]) for name in FIGURES[:2]]
-        lost = f"{over_seeds(old).mean:.3f}" if old else ""
-        rows.append([m, *map(str, cells[:4]), lost, f"{cells[4].mean:.0f}", f"{decoded:,.0f}", *map(str, at)])
-    title = f"{difficulty}: seeds {', '.join(map(str, SEEDS))}, {STEPS} steps, 95 % t intervals over seeds"
-    return table(title, head, rows)
-
-
-def difference(a: str, b: str, difficulty: str, results: Mapping[str, Result], figure: str) -> Estimate | None:
-    """Mean over seeds of a - b, seed by seed: of held-out figures at the end, or of training figures."""
-    runs = finished(difficulty, results)
-    if a not in runs or b not in runs:
-        return None
-
-    def value(one: Result) -> float:
-        return one.last(figure) if figure.startswith("test/") else one.training[figure]
-
-    return over_seeds([value(x) - value(y) for x, y in zip(runs[a], runs[b], strict=True)])
-
-
-def verdicts(results: Mapping[str, Result]) -> str:
-    """The paper's claims, each on both difficulties, with both sources of prefixes."""
-    claims = []
-    for source in ("soup-history", "soup-checkpoints"):
-        claims += [
-            Claim(f"{source} ends above GRPO in pass@1", source, "grpo", "test/pass@1", 1),
-            Claim(f"{source} ends above GRPO in pass@16", source, "grpo", "test/pass@16", 1),
-            Claim(f"{source} keeps more entropy than GRPO", source, "grpo", "test/entropy", 1),
-            Claim(f"{source} loses less gradient to clipping than replay", source, "replay", "all/clip_loss", -1),
-        ]
-    rows = []
-    for claim in claims:
-        for difficulty in DIFFICULTIES:
-            found = difference(claim.better, claim.than, difficulty, results, claim.figure)
-            if found is not None:
-                rows.append([claim.text, difficulty, f"{found:+}", claim.verdict(found)])
-    return table("Claims: difference at the end, seed by seed", ["claim", "task", "difference", "verdict"], rows)
-
-
-def ablated(results: Mapping[str, Result]) -> str:
-    """Each choice against the default, seed by seed."""
-    found = {
-        name: [results[f"ablate {name} {seed}"] for seed in ABLATION_SEEDS]
-        for name in ABLATIONS
-        if all(f"ablate {name} {seed}" in results for seed in ABLATION_SEEDS)
-    }
-    if "as it is" not in found:
-        return ""
-    rows = []
-    for name, runs in found.items():
-        cells = [name]
-        for figure in FIGURES:
-            values = [one.last(figure) for one in runs]
-            cells.append(f"{over_seeds(values).mean:.3f}")
-            change = over_seeds([v - b.last(figure) for v, b in zip(values, found["as it is"], strict=True)])
-            cells.append("" if name == "as it is" else f"{change:+}")
-        lost = [one.training.get("prefix/clip_loss") for one in runs]
-        known = [value for value in lost if value is not None]
-        rows.append([*cells, f"{sum(known) / len(known):.3f}" if known else ""])
-    head = ["choice", "pass@1", "change", "pass@16", "change", "entropy", "change", "prefix lost to clipping"]
-    title = f"Ablations on {ABLATED_ON}, seeds {', '.join(map(str, ABLATION_SEEDS))}: change against the default"
-    return table(title, head, rows)
