@@ -43,6 +43,8 @@ class Cell:
     """Which taught model it starts from: cells with one start share it."""
     keep: bool = False
     """Whether its checkpoints are needed later; a run folder is removed otherwise."""
+    history: str = ""
+    """The key of another cell, which is kept: `prefixes.path` becomes the history of its run."""
 
     @property
     def key(self) -> str:
@@ -153,6 +155,9 @@ def run_one(cell: Cell, folder: Path) -> None:
     model = str(folder / "starts" / cell.start) if cell.start else cell.config.model
     begun, start = (place / "config.json").exists(), time.time()
     config = replace(cell.config, model=model)
+    if cell.history:
+        path = str(folder / "runs" / cell.history / "history.sqlite")
+        config = replace(config, prefixes=replace(config.prefixes, path=path))  # type: ignore[call-arg]
     quietly(folder / "logs" / f"{cell.key}.txt", lambda: train(config, place, resume=begun))
     kept = to_dict(cell.name, Run.open(place), time.time() - start)
     write_whole(folder / "results" / f"{cell.key}.json", json.dumps(kept) + "\n")
