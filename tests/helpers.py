@@ -96,7 +96,14 @@ def mixed(rng: random.Random, sampling: Sampling = Sampling()) -> list[Rollout]:
 def collate(rollouts: Sequence[Rollout], advantages: Sequence[Any] | None = None, **options: Any) -> Batch:
     """`batching.collate` in float64, seen from step NOW of this run."""
     given = advantages if advantages is not None else [r.reward - 0.5 for r in rollouts]  # type: ignore[operator]
-    return batching.collate(rollouts, given, **{"run": RUN, "now": NOW, "dtype": torch.float64} | options)
+    plain = {"run": RUN, "now": NOW, "dtype": torch.float64, "reference_log_probs": authors(rollouts)}
+    return batching.collate(rollouts, given, **plain | options)
+
+
+def authors(rollouts: Sequence[Rollout]) -> list[Tensor]:
+    """What the authors gave their tokens, -1.25 where nobody knows: a reference that agrees with everybody."""
+    given = [[p for s in r.spans for p in (s.log_probs or [-1.25] * len(s))] for r in rollouts]
+    return [torch.tensor(one, dtype=torch.float64) for one in given]
 
 
 def totals(rollouts: Sequence[Rollout]) -> Totals:

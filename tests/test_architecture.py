@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("train", "soup_inference"),
     ("evaluate", "start", "heads", "compare", "plan"),
+    ("library", "soft"),
     ("engines",),
     ("config",),
     ("prompts", "shapes"),

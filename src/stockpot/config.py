@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, TOPR, Algorithm, ExGRPO
+from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, SPO, TOPR, Algorithm, ExGRPO
 from stockpot.policy import Learner
-from stockpot.prefixes import FromCheckpoints, FromHistory, PrefixRule
+from stockpot.prefixes import FromCheckpoints, FromHistory, Offline, PrefixRule
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.rewards.penalties import Penalties
 from stockpot.tasks.base import EmbeddedTask, Task
@@ -93,6 +93,9 @@ class Config:
     """Most rollouts decoded at one time: it bounds the memory of keys and values, not the result."""
     updates_per_step: int = 1
     """Optimiser steps that a step's rollouts are split over, whole groups to each."""
+    refresh_every: int = 1
+    """Steps between the moments when the policy that writes gets the weights of the one that learns (SPO takes 10).
+    In between the rollouts are by an older version, and say so."""
     checkpoint_every: int = 20
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -114,6 +117,7 @@ class Config:
             "max_tokens",
             "decode_rows",
             "updates_per_step",
+            "refresh_every",
             "checkpoint_every",
             "keep_checkpoints",
             "threads",
@@ -142,8 +146,39 @@ class Config:
             raise StockpotError(
                 f"a prefix of {longest} tokens leaves no room for a continuation: max_tokens is {self.max_tokens}."
             )
+        self._check_soft()
         if not self.model and not isinstance(self.task, EmbeddedTask):
             raise StockpotError(f"{type(self.task).__name__} brings no model of its own: give one with --model.")
+
+    def _check_soft(self) -> None:
+        """What does not go together around SPO and weights that are refreshed late."""
+        if self.refresh_every > 1 and isinstance(self.algorithm, (LUFFY, ExGRPO)):
+            raise StockpotError(
+                f"{type(self.algorithm).__name__} knows the live policy's tokens by their age 0, which a late "
+                "policy's have not: refresh_every must be 1."
+            )
+        if isinstance(self.prefixes, Offline) and not self.prefixes.path:
+            raise StockpotError("prefixes.path names no file: give a history or a JSONL of solutions.")
+        if not isinstance(self.algorithm, SPO):
+            return
+        if self.kl.in_advantage:
+            raise StockpotError("SPO holds the policy to the reference by itself: kl.estimator k1 has no place beside.")
+        if self.algorithm.q0 == "reference" and self.kl.reference != "frozen":
+            raise StockpotError(
+                f"algorithm.q0 reference is estimated once, from a frozen reference, but kl.reference is "
+                f"{self.kl.reference}: set algorithm.q0 to online or group."
+            )
+        if self.algorithm.q0 == "group" and self.group_size < 2:
+            raise StockpotError("algorithm.q0 group compares the rollouts of a group: group_size must be at least 2.")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference must be there: for a KL, or for an algorithm that reads its log-probs."""
+        return self.kl.active or self.algorithm.needs_reference
+
+    def writer(self, now: int) -> int:
+        """The version that writes at step `now`."""
+        return now - now % self.refresh_every
 
 
 def to_json(value: Any) -> Any:

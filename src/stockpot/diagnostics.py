@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -105,6 +105,13 @@ def summarise(views: Sequence[View]) -> dict[str, float]:
         metrics |= {f"{part}/{name}": value for name, value in named.items()}
     counted = zip(PLACES, of_places[: len(PLACES)], of_places[len(PLACES) :], strict=True)
     return metrics | {name: total / count for name, total, count in counted if count}
+
+
+def told(notes: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Means, over the rollouts that have them, of the figures that a loss gave for the rollouts of each micro-batch."""
+    names = dict.fromkeys(name for figures in notes for name in figures)
+    joined = {name: torch.cat([figures[name].cpu().double() for figures in notes]) for name in names}
+    return {name: float(values.nanmean()) for name, values in joined.items() if not values.isnan().all()}
 
 
 def members(tokens: View) -> Tensor:

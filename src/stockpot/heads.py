@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from stockpot.config import Config
 from stockpot.engines.base import Engine
 from stockpot.history import History
-from stockpot.prefixes import LiveRule, OutsideRule, StoredRule
+from stockpot.library import Library
+from stockpot.prefixes import LiveRule, Offline, OutsideRule, StoredRule
 from stockpot.prompts import step_ends
 from stockpot.rewards.score import score
 from stockpot.seeds import derive
@@ -34,10 +35,14 @@ class Heads:
     """Prefixes whose snapshot came to an end before its length was reached."""
     unjudged: int = 0
     """Demonstrations that the reward function gave no number."""
+    repeated: int | None = None
+    """Rollouts from a file that stand twice in their group; None without a file."""
 
     def metrics(self) -> dict[str, float]:
         """What falls short is counted; `docs/metrics.md` explains each figure."""
         missing = {"prefix/missing": float(self.wanted - len(self.by_slot))}
+        if self.repeated is not None:
+            missing |= {"offline/rollouts": float(len(self.by_slot)), "offline/repeated": float(self.repeated)}
         return missing | {"prefix/decoded": float(self.decoded), "prefix/ended_early": float(self.ended)}
 
 
@@ -48,6 +53,10 @@ class Beginner:
         self.config, self.engine = config, engine
         self.prompts = {prompt.key: prompt for prompt in prompts}
         self.step_ends = step_ends(config.task, engine.tokenizer)
+        rule = config.prefixes
+        self.library = Library(config, rule, engine.tokenizer, prompts) if isinstance(rule, Offline) else None
+        self.pool = self.library.pool if self.library else list(prompts)
+        """The prompts that steps draw from."""
 
     def never(self) -> bool:
         """Whether the rule wants prefixes and no step of the run can have one: too short a run, or ages too old."""
@@ -68,6 +77,10 @@ class Beginner:
             return self.stored(rule, list(asked), now, history, rng)
         if isinstance(rule, LiveRule):
             return self.written(rule, list(asked), now, rng)
+        if self.library is not None:
+            taken = self.library.take(asked, now)
+            total = rule.total(len(asked), self.config.group_size, now)
+            return Heads(list(asked), taken.by_slot, total, repeated=taken.repeated)
         if isinstance(rule, OutsideRule):
             return self.outside(rule, list(asked), now)
         return Heads(list(asked))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +183,9 @@ class Policy:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         views: list[diagnostics.View] = []
-        sums, skipped = {"loss": 0.0} | ({"kl_to_reference": 0.0} if kl.active else {}), ""
+        notes: list[Mapping[str, Tensor]] = []
+        distant = kl.active or algorithm.needs_reference
+        sums, skipped = {"loss": 0.0} | ({"kl_to_reference": 0.0} if distant else {}), ""
         with self.precision():  # around all passes, so that weights are cast to bfloat16 once
             for batch in batches:
                 log_probs, entropy = self.log_probs(batch, entropy_grad=entropy_bonus.coefficient != 0)
@@ -195,6 +197,7 @@ class Policy:
                     skipped = f"the loss is {sums['loss']}"
                     break
                 views += [diagnostics.view(log_probs, entropy, terms, batch)] if watch else []
+                notes.append(terms.figures)
                 loss.backward()  # type: ignore[no-untyped-call]
         norm = math.nan if skipped else self._step()
         if not skipped and not math.isfinite(norm):
@@ -202,7 +205,7 @@ class Policy:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.eval()
         self.skipped_steps += bool(skipped)
-        metrics = sums | {"grad_norm": norm, "skipped_steps": float(self.skipped_steps)}
+        metrics = sums | diagnostics.told(notes) | {"grad_norm": norm, "skipped_steps": float(self.skipped_steps)}
         return Update(metrics | (diagnostics.summarise(views) if views and not skipped else {}), skipped)
 
     def _regularisers(
@@ -220,10 +223,10 @@ class Policy:
         tokens = float(max(totals.tokens, 1))
         if entropy_bonus.coefficient != 0:
             added = added + ops.reduce(entropy_bonus.term(entropy), batch.trained, tokens)
-        if kl.active and batch.reference_log_probs is not None:
+        if "kl_to_reference" in sums and batch.reference_log_probs is not None:
             distance = ops.kl(log_probs.detach(), batch.reference_log_probs, "k3")
             sums["kl_to_reference"] += float(ops.reduce(distance, batch.trained, tokens))
-            if not kl.in_advantage:
+            if kl.active and not kl.in_advantage:
                 added = added + ops.reduce(kl.term(log_probs, batch), batch.trained, tokens)
         return added
 

@@ -101,6 +101,7 @@ def members(field: str) -> dict[str, Callable[[], Any]]:
             "replay": prefixes.Replay,
             "experience": prefixes.Experience,
             "demonstrations": prefixes.Demonstrations,
+            "offline": prefixes.Offline,
             "prefixrl": prefixes.prefixrl,
         }
     module = algorithms if field == "algorithm" else tasks

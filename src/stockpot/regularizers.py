@@ -28,7 +28,7 @@ class EntropyBonus:
 
 @dataclass(frozen=True)
 class KL:
-    """Holds the policy near a reference: frozen at the start, or an exponential moving average of the policy.
+    """Holds the policy near a reference: frozen at the start, a moving average of the policy, or a late copy of it.
 
     Three estimators (see `ops.kl`) and two ways to use them, since differentiating an estimate is not estimating a
     gradient:
@@ -49,12 +49,12 @@ class KL:
     """Which estimate of the KL."""
     centred: bool = False
     """Compare a rollout's KL with its group's mean, as an advantage."""
-    reference: Literal["frozen", "ema"] = "frozen"
-    """The policy at the start, or its moving average."""
+    reference: Literal["frozen", "ema", "lagged"] = "frozen"
+    """The policy at the start, its moving average, or a copy of it made every few steps. SPO takes the same one."""
     rate: float = 0.01
     """EMA: share of the policy that flows into the reference at each move (ours: T1 states none)."""
     every: int = 1
-    """EMA: steps between moves."""
+    """EMA and lagged: steps between moves."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1 or self.every < 1:
@@ -65,6 +65,16 @@ class KL:
     @property
     def active(self) -> bool:
         return self.coefficient != 0.0
+
+    def move(self, version: int) -> float:
+        """Share of the policy that flows into the reference when the policy reaches `version`; 0 for no move."""
+        if self.reference == "frozen" or version % self.every:
+            return 0.0
+        return self.rate if self.reference == "ema" else 1.0
+
+    def name(self, now: int) -> str:
+        """Which reference it is at step `now`: what it gave a token holds as long as the name does."""
+        return "start" if self.reference == "frozen" else f"{self.reference}-{now - now % self.every}"
 
     @property
     def in_advantage(self) -> bool:

@@ -26,6 +26,7 @@ from stockpot.models import vocabulary_of
 from stockpot.record import Run
 from stockpot.rewards.score import score
 from stockpot.seeds import derive
+from stockpot.soft import Soft
 from stockpot.start import prepare
 from stockpot.types import Group, Prompt, Request, Rollout
 
@@ -45,6 +46,7 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
     with History.open(run.history, run=run.name, vocabulary=vocabulary_of(engine.tokenizer)) as history:
         history.truncate(begin)
         run.rewind(begin if last else -1)
+        loop.soft.prepare(begin)
         if last is None:
             loop.measure(0, {}, {})
             if config.steps and loop.beginner.never():
@@ -66,13 +68,14 @@ class Loop:
         self.train_prompts = prompts.load_prompts(config.task, "train", **load)
         self.test_prompts = prompts.load_prompts(config.task, "test", **load)
         self.beginner = Beginner(config, engine, self.train_prompts)
+        self.soft = Soft(config, engine, run.folder, self.beginner.pool)
         self.last_score: dict[str, float] = {}
 
     def step(self, now: int, history: History) -> tuple[dict[str, float], dict[str, float]]:
         """Once along the arrow. `now` is the version of the policy that writes; returns metrics and seconds."""
         config, clock, worked = self.config, Clock(), time.process_time()
         with clock("prefix"):
-            asked = prompts.pick(self.train_prompts, now, config.prompts_per_step, config.seed)
+            asked = prompts.pick(self.beginner.pool, now, config.prompts_per_step, config.seed)
             heads = self.beginner.begin(asked, now, history)
             asked, begun = heads.asked, heads.by_slot
             whole = {slot: head for slot, head in begun.items() if head.reward is not None}
@@ -89,39 +92,39 @@ class Loop:
                 for slot in range(len(asked) * size)
                 if slot not in whole
             ]
-            fresh = self.engine.sample(requests, derive(config.seed, "continuation", now))
+            fresh = self.engine.sample(requests, derive(config.seed, "continuation", now), config.writer(now))
         with clock("reward"):
             fresh, unjudged = score(fresh, config.task.reward, self.engine.tokenizer)
             fresh, penalised = config.penalties(fresh, self.engine.tokenizer, config.max_tokens)
             written = iter(fresh)
             rollouts = [whole[slot] if slot in whole else next(written) for slot in range(len(asked) * size)]
         with clock("advantage"):
-            lessons = list(self.lessons(group(asked, rollouts, config.group_size)))
+            lessons = list(self.lessons(group(asked, rollouts, config.group_size), now, history))
         with clock("update"):
             updates = [self.engine.learn(lesson, derive(config.seed, "update", now)) for lesson in lessons]
             self.engine.advance(now + 1)
         with clock("history"):
-            history.append(now, fresh)
+            history.append(now, fresh, self.soft.referee.kept())
         for update in updates:
             if update.skipped:
                 console.tell(f"step {now + 1}: no update was made, {update.skipped}")
         metrics = describe(rollouts, config.group_size) | average([update.metrics for update in updates])
         decoded = sum(len(r) - r.prefix_length for r in fresh)
         metrics |= {"rollout/decoded": float(decoded + heads.decoded), **heads.metrics()}
-        metrics |= {"reward/unjudged": float(unjudged + heads.unjudged), **penalised}
+        metrics |= {"reward/unjudged": float(unjudged + heads.unjudged), **penalised, **self.soft.metrics()}
         metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
         work = {"cpu": time.process_time() - worked, "decoded_per_second": decoded / clock.seconds["continuation"]}
         return metrics, clock.seconds | work
 
-    def lessons(self, groups: Sequence[Group]) -> Iterator[Lesson]:
+    def lessons(self, groups: Sequence[Group], now: int, history: History) -> Iterator[Lesson]:
         """Advantages of every group, dealt to the optimiser steps of this step; whole groups to each."""
         config = self.config
         size = len(groups) // config.updates_per_step
         for first in range(0, len(groups), size):
             part = groups[first : first + size]
             rollouts = tuple(rollout for g in part for rollout in g.rollouts)
-            advantages = [a for g in part for a in config.algorithm.advantages(g)]
-            reference = tuple(self.engine.score(rollouts, "reference")) if config.kl.active else None
+            reference = self.soft.referee.score(rollouts, now, history) if config.needs_reference else None
+            advantages = self.soft.advantages(part, reference, now, history)
             if reference is not None and config.kl.in_advantage:
                 credit = self.credit(rollouts, reference)
                 advantages = [a + c for a, c in zip(advantages, credit, strict=True)]

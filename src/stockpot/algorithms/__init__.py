@@ -8,6 +8,7 @@ from stockpot.algorithms.luffy import LUFFY
 from stockpot.algorithms.m2po import M2PO
 from stockpot.algorithms.reinforce import Reinforce
 from stockpot.algorithms.rloo import RLOO
+from stockpot.algorithms.spo import SPO
 from stockpot.algorithms.supervised import Supervised
 from stockpot.algorithms.topr import TOPR
 
@@ -16,6 +17,7 @@ __all__ = [
     "LUFFY",
     "M2PO",
     "RLOO",
+    "SPO",
     "TOPR",
     "Algorithm",
     "AsymRE",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,12 +27,16 @@ class Terms:
     """The importance ratio before any clip, detached: diagnostics look at the raw one."""
     clipped: Tensor
     """bool: the clip took this token's gradient away."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else to tell, a number per rollout [S]; NaN where one has none. The record has the means."""
 
 
 class Algorithm(ABC):
     """Subclasses are frozen dataclasses with a field `normalise`; none inherits from another."""
 
     normalise: Normalise
+    needs_reference: ClassVar[bool] = False
+    """Whether the loss reads the reference's log-probs, as a KL does."""
 
     @abstractmethod
     def advantages(self, group: Group) -> list[float]:

@@ -20,6 +20,9 @@ from stockpot.samplers.torch import TorchSampler
 from stockpot.snapshots import Snapshots
 from stockpot.types import Author, Request, Rollout, StockpotError
 
+LATE = "writer"
+"""Folder, in a checkpoint, of the weights that write where they are refreshed only every few steps."""
+
 
 class LocalEngine(Engine):
     """`weights` is the folder or hub id that the policy starts from; `origin` the one a frozen reference is.
@@ -38,13 +41,17 @@ class LocalEngine(Engine):
         self.version = self.policy.version = version
         if version > 0:
             self.policy.restore(Path(weights))
-        if config.kl.active and self.policy.reference is None:
+        if config.needs_reference and self.policy.reference is None:
             self.policy.reference = load_model(origin, device).eval().requires_grad_(False)
         self.context = getattr(self.policy.model.config, "max_position_embeddings", 0) or 0
         self.stops = stop_tokens(self.policy.model, self.tokenizer)
         self.sampler = self._sampler(self.policy.model)
         self.snapshots: Snapshots | None = None
         self._past: TorchSampler | None = None
+        self._writer: TorchSampler | None = None
+        self.late = Snapshots(1) if config.refresh_every > 1 else None
+        if self.late is not None:
+            self.late.restore(Path(weights) / LATE) if version > 0 else self.late.take(0, self.policy.model)
         rule = config.prefixes
         if isinstance(rule, LiveRule) and scratch is not None:
             self.snapshots = Snapshots(rule.keep, scratch if rule.where == "disk" else None)
@@ -62,17 +69,26 @@ class LocalEngine(Engine):
         if version is None or version == self.version:
             self.sampler.author = self.policy.author
             return self.sampler.continue_(requests, seed)
+        if self.late is not None and version in self.late.versions:
+            self._writer = self._load(self._writer, self.late, version)
+            return self._writer.continue_(requests, seed)
         if self.snapshots is None or version not in self.past:
             raise StockpotError(f"version {version} cannot write any more: kept are {list(self.past)}.")
-        if self._past is None:
+        self._past = self._load(self._past, self.snapshots, version)
+        return self._past.continue_(requests, seed)
+
+    def _load(self, sampler: TorchSampler | None, snapshots: Snapshots, version: int) -> TorchSampler:
+        """A sampler with the weights of that version: the one given, or a new one with a model of its own."""
+        author = Author(self.policy.run, version)
+        fresh = sampler is None
+        if sampler is None:
             model = copy.deepcopy(self.policy.model).eval().requires_grad_(False)
             fused.speed_up(model)
-            self._past = self._sampler(model)
-        author = Author(self.policy.run, version)
-        if self._past.author != author:
-            self.snapshots.load(version, self._past.model)
-            self._past.author = author
-        return self._past.continue_(requests, seed)
+            sampler = self._sampler(model)
+        if fresh or sampler.author != author:
+            snapshots.load(version, sampler.model)
+            sampler.author = author
+        return sampler
 
     def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference"]) -> list[Tensor]:
         return self.policy.score(rollouts, of)
@@ -101,9 +117,11 @@ class LocalEngine(Engine):
 
     def advance(self, version: int) -> None:
         kl = self.config.kl
-        if kl.active and kl.reference == "ema" and version % kl.every == 0:
-            self.policy.move_reference(kl.rate)
+        if self.config.needs_reference and kl.move(version):
+            self.policy.move_reference(kl.move(version))
         self.version = self.policy.version = version
+        if self.late is not None and version % self.config.refresh_every == 0:
+            self.late.take(version, self.policy.model)
         rule = self.config.prefixes
         if self.snapshots is not None and isinstance(rule, LiveRule) and version % rule.every == 0:
             self.snapshots.take(version, self.policy.model)
@@ -112,4 +130,7 @@ class LocalEngine(Engine):
         self.policy.save(folder)
         if self.snapshots is not None:
             self.snapshots.save(folder)
+        if self.late is not None:
+            (folder / LATE).mkdir()
+            self.late.save(folder / LATE)
         self.tokenizer.save_pretrained(folder)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from stockpot.types import StockpotError
 
-APPLICATION, FORMAT = 0x53544F43, 1
-"""Marks in the header of the file: that it is ours ("STOC"), and which version of the schema below it has."""
+APPLICATION, FORMAT = 0x53544F43, 2
+"""Marks in the header of the file: that it is ours ("STOC"), and the version of its schema (1 had no scores)."""
 PATIENCE = 30.0
 """Seconds to wait for another process's write lock."""
 ONCE = {
@@ -36,6 +36,10 @@ CREATE TABLE spans(rollout INTEGER NOT NULL, position INTEGER NOT NULL, author I
 CREATE INDEX candidates ON rollouts(prompt, step, id, reward, length);
 CREATE INDEX sources ON spans(source, kind) WHERE source IS NOT NULL
 """
+SCORES = """CREATE TABLE scores(response BLOB NOT NULL, reference TEXT NOT NULL, step INTEGER NOT NULL,
+    log_probs BLOB NOT NULL, PRIMARY KEY(response, reference))"""
+"""What a reference gave the tokens of a response: by the fingerprint of the response, so that who wrote it, and
+whether it is stored here, plays no part. Since format 2."""
 SPANS = """SELECT rollout, kind, trained, source, tokens, log_probs, run, version, temperature, top_k, top_p, min_p
 FROM spans CROSS JOIN authors ON authors.id = author CROSS JOIN samplings ON samplings.id = sampling
 WHERE rollout IN (SELECT value FROM json_each(?)) ORDER BY rollout, position"""
@@ -82,19 +86,31 @@ def connect(path: Path, read_only: bool) -> sqlite3.Connection:
 
 
 def lay_out(database: sqlite3.Connection, meta: Mapping[str, str]) -> None:
-    """Make an empty file a history, in one transaction; leave any other as it is."""
+    """Make an empty file a history, in one transaction; bring one of format 1 up to date; leave others as they are."""
     empty = "SELECT count(*) = 0 FROM sqlite_master"
     if database.execute(empty).fetchone()[0]:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("BEGIN IMMEDIATE")
         if database.execute(empty).fetchone()[0]:  # still: no other process was faster
-            for statement in SCHEMA.split(";"):
+            for statement in (*SCHEMA.split(";"), SCORES):
                 database.execute(statement)
             database.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             database.execute(f"PRAGMA application_id = {APPLICATION}")
             database.execute(f"PRAGMA user_version = {FORMAT}")
         database.execute("COMMIT")
+    if is_first_format(database):
+        database.execute("BEGIN IMMEDIATE")
+        if is_first_format(database):  # still
+            database.execute(SCORES)
+            database.execute(f"PRAGMA user_version = {FORMAT}")
+        database.execute("COMMIT")
     database.execute("PRAGMA synchronous = FULL")
+
+
+def is_first_format(database: sqlite3.Connection) -> bool:
+    """Whether it is a history without scores: written by an older stockpot, and read by this one as it is."""
+    marks = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+    return tuple(marks) == (APPLICATION, 1)
 
 
 def inspect(database: sqlite3.Connection, path: Path, vocabulary: str) -> dict[str, str]:

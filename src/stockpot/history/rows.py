@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from stockpot.history.file import ONCE, ROLLOUTS, SPANS, Execute
 from stockpot.types import KINDS, Author, Prompt, Rollout, Sampling, Span, StockpotError
@@ -50,6 +51,24 @@ def load(execute: Execute, ids: Sequence[int]) -> list[tuple[int, Rollout]]:
             raise sqlite3.DatabaseError(f"rollout {number} is malformed")
         loaded.append((step, rollout))
     return loaded
+
+
+class Score(NamedTuple):
+    """What a reference gave the tokens of a response: read once, kept in the history."""
+
+    response: bytes
+    """The response's `fingerprint`."""
+    reference: str
+    """The reference's name: another one, or the same after it has moved, gives other numbers."""
+    log_probs: array[float]
+
+
+def fingerprint(rollout: Rollout) -> bytes:
+    """Names a response by what its log-probs hang on: prompt, tokens, and the distributions they are taken under."""
+    name = hashlib.blake2b(to_bytes("i", rollout.prompt.tokens), digest_size=16)
+    for span in rollout.spans:
+        name.update(repr(span.sampling).encode() + to_bytes("i", span.tokens))
+    return name.digest()
 
 
 def to_bytes(code: str, values: Sequence[float]) -> bytes:

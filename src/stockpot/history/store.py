@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -17,8 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from stockpot.history import parquet
-from stockpot.history.file import CANDIDATES, ONCE, RUNS, TOTALS, USES, Execute, connect, errors, inspect, lay_out
-from stockpot.history.rows import Once, load, prompt_row, to_bytes
+from stockpot.history.file import (
+    CANDIDATES,
+    ONCE,
+    RUNS,
+    TOTALS,
+    USES,
+    Execute,
+    connect,
+    errors,
+    inspect,
+    is_first_format,
+    lay_out,
+)
+from stockpot.history.rows import Once, Score, fingerprint, load, prompt_row, to_array, to_bytes
 from stockpot.types import KINDS, Candidate, Rollout, StockpotError
 
 PAGE = 128
@@ -62,8 +75,11 @@ class History:
                 raise
         return cls(path, database, stored["run"], stored["vocabulary"])
 
-    def append(self, step: int, rollouts: Sequence[Rollout]) -> list[int]:
-        """Store what was sampled at `step` (its live ends are by the policy of that version); their ids, in order."""
+    def append(self, step: int, rollouts: Sequence[Rollout], scores: Sequence[Score] = ()) -> list[int]:
+        """Store what was sampled at `step` (its live ends are by the policy of that version); their ids, in order.
+
+        With it, the `scores` that a reference gave to these or to other responses.
+        """
         rollouts = list(rollouts)
         with self._transaction("BEGIN IMMEDIATE") as execute:
             last, newest = execute("SELECT id, step FROM rollouts ORDER BY id DESC LIMIT 1").fetchone() or (0, step)
@@ -85,7 +101,20 @@ class History:
                 lengths = (len(rollout), rollout.prefix_length)
                 row = (number, step, prompt, writer, rollout.reward, *lengths, rollout.finish)
                 execute("INSERT INTO rollouts VALUES (?,?,?,?,?,?,?,?)", row)
+            for score in scores:
+                name, given = (score.response, score.reference), to_bytes("f", score.log_probs)
+                execute("INSERT OR IGNORE INTO scores VALUES (?,?,?,?)", (*name, step, given))
         return list(range(last + 1, last + 1 + len(rollouts)))
+
+    def scores(self, rollouts: Sequence[Rollout], reference: str) -> dict[bytes, array[float]]:
+        """What the reference of that name gave the tokens of these responses, where it has read them."""
+        names = {fingerprint(rollout) for rollout in rollouts}
+        with self._transaction() as execute:
+            if is_first_format(self._database):
+                return {}
+            query = "SELECT log_probs FROM scores WHERE response = ? AND reference = ?"
+            rows = ((name, execute(query, (name, reference)).fetchone()) for name in names)
+            return {name: to_array("f", row[0]) for name, row in rows if row is not None}
 
     def candidates(
         self,
@@ -148,6 +177,7 @@ class History:
         with self._transaction("BEGIN IMMEDIATE") as execute:
             first = execute("SELECT min(id) FROM rollouts WHERE step >= ?", (step,)).fetchone()
             execute("DELETE FROM spans WHERE rollout >= ?", first)
+            execute("DELETE FROM scores WHERE step >= ?", (step,))
             for table in ONCE:
                 execute(f"DELETE FROM {table} WHERE first >= ?", first)
             return execute("DELETE FROM rollouts WHERE id >= ?", first).rowcount

@@ -117,13 +117,15 @@ class Plan:
         p, config = self.shape.parameters, self.config
         yield Part("weights, float32", "always", MASTER * p, f"{p:,} x {MASTER}")
         yield Part("AdamW's moments", "always", MOMENTS * MASTER * p, f"{p:,} x {MOMENTS} x {MASTER}")
-        yield Part("reference model", "always", MASTER * p if config.kl.active else 0, "only with a KL")
+        yield Part("reference model", "always", MASTER * p if config.needs_reference else 0, "only with a KL, or SPO")
         rule = config.prefixes
         live = isinstance(rule, LiveRule)
         where = (
             f"one at a time; {rule.keep} lie in {rule.where}" if isinstance(rule, LiveRule) else "only where it writes"
         )
         yield Part("past policy", "always", MASTER * p if live else 0, where)
+        if config.refresh_every > 1:
+            yield Part("policy that writes", "always", MASTER * p, f"refreshed every {config.refresh_every} steps")
         yield from self._sampling()
         yield from self._learning()
 

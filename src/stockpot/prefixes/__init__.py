@@ -5,6 +5,7 @@ from stockpot.prefixes.checkpoints import FromCheckpoints
 from stockpot.prefixes.demonstrations import Demonstrations
 from stockpot.prefixes.experience import Experience
 from stockpot.prefixes.history import FromHistory, prefixrl
+from stockpot.prefixes.offline import Offline
 from stockpot.prefixes.replay import Replay
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FromHistory",
     "LiveRule",
     "NoPrefixes",
+    "Offline",
     "OutsideRule",
     "PrefixRule",
     "Replay",

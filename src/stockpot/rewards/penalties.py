@@ -120,7 +120,8 @@ class Penalties:
         """Rollouts with what they deserve taken off, and the share of them that each penalty met."""
         if not self.active:
             return list(rollouts), {}
-        texts = tokenizer.batch_decode([list(r.tokens) for r in rollouts], skip_special_tokens=True)
+        tokens = [list(r.tokens) for r in rollouts]
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
         met: Counter[str] = Counter(dict.fromkeys(("repetition", "overlong", "garbled"), 0))
         judged = []
         for rollout, text in zip(rollouts, texts, strict=True):
