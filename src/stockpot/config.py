@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, TOPR, Algorithm, ExGRPO
+from stockpot.algorithms.base import ActorCritic
 from stockpot.policy import Learner
 from stockpot.prefixes import FromCheckpoints, FromHistory, PrefixRule
 from stockpot.regularizers import KL, EntropyBonus
@@ -89,6 +90,8 @@ class Config:
     """Most rollouts decoded at one time: it bounds the memory of keys and values, not the result."""
     updates_per_step: int = 1
     """Optimiser steps that a step's rollouts are split over, whole groups to each."""
+    epochs: int = 1
+    """Times that a step's rollouts are learnt from, one pass after the other, with the advantages of the first."""
     checkpoint_every: int = 20
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -110,6 +113,7 @@ class Config:
             "max_tokens",
             "decode_rows",
             "updates_per_step",
+            "epochs",
             "checkpoint_every",
             "keep_checkpoints",
             "threads",
@@ -125,6 +129,10 @@ class Config:
             )
         if self.prompts_per_step % self.updates_per_step:
             raise StockpotError("prompts_per_step must be a multiple of updates_per_step: groups are not split.")
+        if self.kl.centred and isinstance(self.algorithm, ActorCritic):
+            raise StockpotError(
+                "kl.centred compares the rollouts of a group, but a critic is the baseline: turn it off."
+            )
         if self.sampling.temperature == 0:
             raise StockpotError("sampling.temperature must be above 0 in training: greedy rollouts teach nothing.")
         if isinstance(self.prefixes, FromHistory) and self.prefixes.where == "step" and not self.task.step_words:
