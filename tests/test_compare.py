@@ -188,7 +188,11 @@ def test_passes_of_another_size_give_the_same_numbers(finished: Path, tmp_path: 
         run = judged_by_digits(finished, tmp_path / f"{budget}-{seed}" / finished.name, tokens_per_pass=budget)
         results.append(compared(run, run.parent, *SMALL, "--seed", seed)[1])
     one, split, other = results
-    assert one["losses"].keys() == split["losses"].keys() == {ON_POLICY, *VARIANTS, *reading.members("algorithm")}
+    assert (
+        one["losses"].keys()
+        == split["losses"].keys()
+        == {ON_POLICY, *VARIANTS, *reading.members("algorithm")} - {"ppo"}
+    )
     for name, row in one["losses"].items():
         assert split["losses"][name]["cosine"]["mean"] == pytest.approx(row["cosine"]["mean"], abs=1e-3), name
         for field in ("norm", "ess", "clip_loss"):

@@ -42,6 +42,7 @@ ALL = variants()
 NO_BASELINE = {
     "Supervised": "imitation: every token is right, whatever the reward",
     "Reinforce(baseline=False)": "the original REINFORCE, without one",
+    "PPO": "its baseline is the critic's: without one it has none (tests/test_ppo.py)",
     "AsymRE": "its baseline is too low on purpose: every advantage is larger by delta (tests/test_offpolicy.py)",
 }
 DETACHED_WEIGHT = {

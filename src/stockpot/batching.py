@@ -45,6 +45,8 @@ def collate(
     now: int = 0,
     groups: Sequence[int] | None = None,
     reference_log_probs: Sequence[Tensor] | None = None,
+    values: Sequence[Tensor] | None = None,
+    returns: Sequence[Tensor] | None = None,
     pack_to: int = 0,
     pad: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -65,10 +67,15 @@ def collate(
         lengths=torch.tensor([trained_length(r) for r in rollouts], device=device),
         group=torch.tensor(list(groups) if groups is not None else [0] * len(rollouts), device=device),
         samplings=tuple(samplings) or (Sampling(),),
-        reference_log_probs=None
-        if reference_log_probs is None
-        else torch.cat([log_probs.to(device, dtype) for log_probs in reference_log_probs]),
+        reference_log_probs=_stream(reference_log_probs, dtype, device),
+        values=_stream(values, dtype, device),
+        returns=_stream(returns, dtype, device),
     )
+
+
+def _stream(pieces: Sequence[Tensor] | None, dtype: torch.dtype, device: torch.device | str) -> Tensor | None:
+    """A tensor per rollout, laid end to end."""
+    return None if pieces is None else torch.cat([piece.to(device, dtype) for piece in pieces])
 
 
 def _rows(rollouts: Sequence[Rollout], pack_to: int, pad: int) -> dict[str, Tensor]:

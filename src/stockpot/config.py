@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, SPO, TOPR, Algorithm, ExGRPO
+from stockpot.algorithms.base import ActorCritic
 from stockpot.policy import Learner
 from stockpot.prefixes import FromCheckpoints, FromHistory, Offline, PrefixRule
 from stockpot.regularizers import KL, EntropyBonus
@@ -96,6 +97,8 @@ class Config:
     refresh_every: int = 1
     """Steps between the moments when the policy that writes gets the weights of the one that learns (SPO takes 10).
     In between the rollouts are by an older version, and say so."""
+    epochs: int = 1
+    """Times that a step's rollouts are learnt from, one pass after the other, with the advantages of the first."""
     checkpoint_every: int = 20
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
@@ -118,6 +121,7 @@ class Config:
             "decode_rows",
             "updates_per_step",
             "refresh_every",
+            "epochs",
             "checkpoint_every",
             "keep_checkpoints",
             "threads",
@@ -133,6 +137,10 @@ class Config:
             )
         if self.prompts_per_step % self.updates_per_step:
             raise StockpotError("prompts_per_step must be a multiple of updates_per_step: groups are not split.")
+        if self.kl.centred and isinstance(self.algorithm, ActorCritic):
+            raise StockpotError(
+                "kl.centred compares the rollouts of a group, but a critic is the baseline: turn it off."
+            )
         if self.sampling.temperature == 0:
             raise StockpotError("sampling.temperature must be above 0 in training: greedy rollouts teach nothing.")
         if isinstance(self.prefixes, FromHistory) and self.prefixes.where == "step" and not self.task.step_words:

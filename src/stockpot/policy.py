@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from stockpot import batching, diagnostics, fused, ops, scoring
+from stockpot import batching, diagnostics, fused, moments, ops, scoring
 from stockpot.algorithms.base import Algorithm, denominator
+from stockpot.critic import Critic
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.scoring import split_model
 from stockpot.types import Author, Batch, Rollout, StockpotError, Totals
@@ -69,6 +69,7 @@ class Policy:
         self.version = 0
         self.skipped_steps = 0
         self._reference: Any = None
+        self.critic: Critic | None = None
         if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
             model.float()  # a step of 1e-4 is lost on a weight that has 8 bits
         fused.speed_up(model)
@@ -77,7 +78,8 @@ class Policy:
             name = "activation_checkpointing_enable"  # the newer of its two names
             getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
         model.eval()
-        self._check_head()
+        with self.precision():
+            scoring.check_head(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameters,
@@ -86,20 +88,6 @@ class Policy:
             weight_decay=learner.weight_decay,
             fused=parameters[0].device.type in ("cpu", "cuda"),
         )
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """`log_probs` never calls the whole model, so what it calls instead must give what the model gives."""
-        ids = torch.arange(4, device=self.device).unsqueeze(0) % self.model.config.get_text_config().vocab_size
-        with self.precision():
-            ours = self.head(self.backbone(input_ids=ids, use_cache=False).last_hidden_state)
-            theirs = self.model(input_ids=ids, use_cache=False).logits
-        slack = 0.02 if ours.dtype == torch.bfloat16 else 1e-4
-        if not torch.allclose(ours, theirs, rtol=slack, atol=slack * float(theirs.abs().max()), equal_nan=True):
-            raise StockpotError(
-                f"{type(self.model).__name__} does something to its logits after the head that stockpot does not know; "
-                "it cannot be trained here."
-            )
 
     @contextmanager
     def precision(self, model: Any = None) -> Iterator[None]:
@@ -132,18 +120,25 @@ class Policy:
 
     # --- log-probs -------------------------------------------------------------------------------------------------
 
-    def log_probs(self, batch: Batch, *, model: Any = None, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
+    def hidden(self, batch: Batch, backbone: Any = None) -> Tensor:
+        """[N, H] the last hidden state at each position that predicts a response token, of the policy or another."""
+        inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
+        if batch.packed:
+            inputs |= {"attention_mask": batching.attention_blocks(batch), "position_ids": batch.positions}
+        states: Tensor = (self.backbone if backbone is None else backbone)(**inputs).last_hidden_state
+        return states[batch.row, batch.column - 1]
+
+    def log_probs(
+        self, batch: Batch, *, model: Any = None, entropy_grad: bool = False, hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """log pi [N] of the batch's tokens under the distribution each was drawn from, and the entropy [N] there.
 
         Only positions that predict a response token reach the head, a chunk at a time, so that no tensor of
         [tokens x vocabulary] outgrows `logits_mb`; chunks are recomputed in the backward pass.
         """
         backbone, head = (self.backbone, self.head) if model is None else split_model(model)
-        inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
-        if batch.packed:
-            inputs |= {"attention_mask": batching.attention_blocks(batch), "position_ids": batch.positions}
         with self.precision(model):
-            hidden = backbone(**inputs).last_hidden_state[batch.row, batch.column - 1]
+            hidden = self.hidden(batch, backbone) if hidden is None else hidden
             return scoring.log_probs_and_entropy(
                 head,
                 hidden,
@@ -155,16 +150,26 @@ class Policy:
                 limit=self.learner.logits_mb * 2**20,
             )
 
+    def values(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
+        """[N] what the critic expects before each response token; `hidden` where the policy's are at hand."""
+        assert self.critic is not None
+        own = self.critic.backbone
+        if own is not None or hidden is None:
+            with self.precision(own):
+                hidden = self.hidden(batch, own)
+        return self.critic(hidden)
+
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference"]) -> list[Tensor]:
-        """Log-probs of each rollout's response tokens, by the policy as it is or by its reference."""
+    def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference", "critic"]) -> list[Tensor]:
+        """Log-probs of each rollout's response tokens, by the policy or its reference; or the critic's values."""
         lengths = [len(r.prompt.tokens) + len(r) for r in rollouts]
         scored: list[Tensor] = [torch.empty(0)] * len(rollouts)
         for chosen in batching.split(lengths, self.learner.tokens_per_pass):
             some = [rollouts[i] for i in chosen]
             batch = batching.collate(some, [0.0] * len(some), pad=self.pad, device=self.device)
-            log_probs, _ = self.log_probs(batch, model=None if of == "policy" else self.reference)
-            for i, piece in zip(chosen, torch.split(log_probs, [len(rollout) for rollout in some]), strict=True):
+            model = self.reference if of == "reference" else None
+            found = self.values(batch) if of == "critic" else self.log_probs(batch, model=model)[0]
+            for i, piece in zip(chosen, torch.split(found, [len(rollout) for rollout in some]), strict=True):
                 scored[i] = piece
         return scored
 
@@ -182,16 +187,22 @@ class Policy:
         """One optimiser step over all micro-batches; `watch` for diagnostics. What is not finite skips it, told so."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        critic = self.critic
+        if critic is not None:
+            critic.begin()
         views: list[diagnostics.View] = []
         notes: list[Mapping[str, Tensor]] = []
         distant = kl.active or algorithm.needs_reference
         sums, skipped = {"loss": 0.0} | ({"kl_to_reference": 0.0} if distant else {}), ""
         with self.precision():  # around all passes, so that weights are cast to bfloat16 once
             for batch in batches:
-                log_probs, entropy = self.log_probs(batch, entropy_grad=entropy_bonus.coefficient != 0)
+                hidden = self.hidden(batch)
+                log_probs, entropy = self.log_probs(batch, entropy_grad=entropy_bonus.coefficient != 0, hidden=hidden)
                 terms = algorithm.loss(log_probs, batch)
                 loss = ops.reduce(terms.loss, batch.trained, denominator(algorithm.normalise, batch, totals))
                 loss = loss + self._regularisers(log_probs, entropy, batch, totals, entropy_bonus, kl, sums)
+                if critic is not None and critic.backbone is None:
+                    loss = loss + critic.loss(self.values(batch, hidden), batch, totals)
                 sums["loss"] += loss.item()
                 if not math.isfinite(sums["loss"]):
                     skipped = f"the loss is {sums['loss']}"
@@ -199,6 +210,8 @@ class Policy:
                 views += [diagnostics.view(log_probs, entropy, terms, batch)] if watch else []
                 notes.append(terms.figures)
                 loss.backward()  # type: ignore[no-untyped-call]
+                if critic is not None and critic.backbone is not None:  # now, when the policy's activations are gone
+                    critic.loss(self.values(batch), batch, totals).backward()  # type: ignore[no-untyped-call]
         norm = math.nan if skipped else self._step()
         if not skipped and not math.isfinite(norm):
             skipped = f"the gradient's norm is {norm}"
@@ -206,6 +219,7 @@ class Policy:
         self.model.eval()
         self.skipped_steps += bool(skipped)
         metrics = sums | diagnostics.told(notes) | {"grad_norm": norm, "skipped_steps": float(self.skipped_steps)}
+        metrics |= critic.end() if critic is not None else {}
         return Update(metrics | (diagnostics.summarise(views) if views and not skipped else {}), skipped)
 
     def _regularisers(
@@ -235,7 +249,13 @@ class Policy:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learner.learning_rate * warm
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.learner.max_grad_norm))
-        if math.isfinite(norm):
+        if self.critic is None:
+            self.optimizer.step() if math.isfinite(norm) else None
+            return norm
+        if not math.isfinite(norm + self.critic.norm()):  # both step, or neither
+            return math.nan
+        self.critic.optimizer.step()
+        if self.version >= self.critic.options.warmup:
             self.optimizer.step()
         return norm
 
@@ -250,38 +270,27 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Weights as Hugging Face does, the optimiser's state and the reference beside them; no pickle anywhere."""
         self.model.save_pretrained(folder)
-        names = [name for name, _ in self._trained()]
-        state = self.optimizer.state_dict()["state"]
-        tensors = {f"{key}/{names[i]}": value for i, entry in state.items() for key, value in entry.items()}
+        tensors = moments.named(self.optimizer, self._trained())
         # as tensors, since the order of safetensors' own notes changes from one writing to the next
         counts = {name: torch.tensor(getattr(self, name)) for name in COUNTS}
         save_file(tensors | counts, folder / OPTIMIZER)
         if self.reference is not None:
             save_file(dict(self.reference.named_parameters()), folder / REFERENCE)
+        if self.critic is not None:
+            self.critic.save(folder)
 
     def restore(self, folder: Path) -> None:
         """Everything that `save` wrote but the weights, which the model was loaded with. All of it, or an error."""
-        index = {name: i for i, (name, _) in enumerate(self._trained())}
-        shapes = dict(self._trained())
-        stored = _read(folder / OPTIMIZER)
+        stored = moments.read(folder / OPTIMIZER)
         counts = {name: int(stored.pop(name, 0)) for name in COUNTS}
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in stored.items():
-            kind, _, name = key.partition("/")
-            if name not in index or (kind != "step" and value.shape != shapes[name].shape):
-                raise StockpotError(f"{folder / OPTIMIZER} is of another model ({key}): take another checkpoint.")
-            state.setdefault(index[name], {})[kind] = value
+        state = moments.sorted_out(stored, self._trained(), folder / OPTIMIZER)
         reference = None
         if (folder / REFERENCE).exists():
-            weights = _read(folder / REFERENCE)
             reference = copy.deepcopy(self.model)
-            own = dict(reference.named_parameters())
-            if {name: tensor.shape for name, tensor in weights.items()} != {n: p.shape for n, p in own.items()}:
-                raise StockpotError(f"{folder / REFERENCE} is of another model: take another checkpoint.")
-            with torch.no_grad():
-                for name, parameter in own.items():
-                    parameter.copy_(weights[name])
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+            moments.copy_into(list(reference.named_parameters()), moments.read(folder / REFERENCE), folder / REFERENCE)
+        if self.critic is not None:
+            self.critic.restore(folder)
+        moments.remember(self.optimizer, state)
         self.version, self.skipped_steps = counts["version"], counts["skipped_steps"]
         self.reference = reference if reference is not None else self.reference
 
@@ -291,10 +300,3 @@ class Policy:
 
 OPTIMIZER, REFERENCE = "optimizer.safetensors", "reference.safetensors"
 COUNTS = ("version", "skipped_steps")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StockpotError(f"{path} cannot be read ({error}): resume from an earlier checkpoint.") from error

@@ -87,6 +87,11 @@ class KL:
         base = sum(sums) / len(sums) if self.centred else 0.0
         return [-self.coefficient * (d - base) for d in sums]
 
+    def costs(self, log_probs: Sequence[Tensor], reference: Sequence[Tensor]) -> list[Tensor]:
+        """What each token costs, where advantages are made token by token: coefficient * (log pi - log ref)."""
+        pairs = zip(log_probs, reference, strict=True)
+        return [self.coefficient * ops.kl(p.cpu(), r.cpu(), self.estimator) for p, r in pairs]
+
     def term(self, log_probs: Tensor, batch: Batch) -> Tensor:
         """Per-token terms [N] for the loss; only for the two estimators that belong there."""
         if batch.reference_log_probs is None:

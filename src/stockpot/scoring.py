@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from stockpot import ops
-from stockpot.types import Sampling
+from stockpot.types import Sampling, StockpotError
 
 Head = Callable[[Tensor], Tensor]
 
@@ -120,3 +120,19 @@ def split_model(model: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     return model.get_decoder(), head
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Log-probs never come from the whole model, so what is called instead must give what the model gives."""
+    backbone, head = split_model(model)
+    device = next(model.parameters()).device
+    ids = torch.arange(4, device=device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    ours = head(backbone(input_ids=ids, use_cache=False).last_hidden_state)
+    theirs = model(input_ids=ids, use_cache=False).logits
+    slack = 0.02 if ours.dtype == torch.bfloat16 else 1e-4
+    if not torch.allclose(ours, theirs, rtol=slack, atol=slack * float(theirs.abs().max()), equal_nan=True):
+        raise StockpotError(
+            f"{type(model).__name__} does something to its logits after the head that stockpot does not know; "
+            "it cannot be trained here."
+        )

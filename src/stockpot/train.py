@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stockpot import checkpoints, console, prompts
+from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config, to_json
 from stockpot.diagnostics import average, describe
 from stockpot.engines.base import Engine, Lesson
@@ -22,6 +23,7 @@ from stockpot.engines.local import LocalEngine
 from stockpot.evaluate import Result, evaluate
 from stockpot.heads import Beginner
 from stockpot.history import History
+from stockpot.judged import judged
 from stockpot.models import vocabulary_of
 from stockpot.record import Run
 from stockpot.rewards.score import score
@@ -99,7 +101,7 @@ class Loop:
             written = iter(fresh)
             rollouts = [whole[slot] if slot in whole else next(written) for slot in range(len(asked) * size)]
         with clock("advantage"):
-            lessons = list(self.lessons(group(asked, rollouts, config.group_size), now, history))
+            lessons = list(self.lessons(group(asked, rollouts, config.group_size), now, history)) * config.epochs
         with clock("update"):
             updates = [self.engine.learn(lesson, derive(config.seed, "update", now)) for lesson in lessons]
             self.engine.advance(now + 1)
@@ -123,12 +125,15 @@ class Loop:
         for first in range(0, len(groups), size):
             part = groups[first : first + size]
             rollouts = tuple(rollout for g in part for rollout in g.rollouts)
+            numbers = tuple(first + i for i, g in enumerate(part) for _ in g.rollouts)
             reference = self.soft.referee.score(rollouts, now, history) if config.needs_reference else None
+            if isinstance(config.algorithm, ActorCritic):
+                yield judged(config.algorithm, config.kl, self.engine, Lesson(rollouts, (), numbers, reference))
+                continue
             advantages = self.soft.advantages(part, reference, now, history)
             if reference is not None and config.kl.in_advantage:
                 credit = self.credit(rollouts, reference)
                 advantages = [a + c for a, c in zip(advantages, credit, strict=True)]
-            numbers = tuple(first + i for i, g in enumerate(part) for _ in g.rollouts)
             yield Lesson(rollouts, tuple(advantages), numbers, reference)
 
     def credit(self, rollouts: Sequence[Rollout], reference: Sequence[Tensor]) -> list[float]:

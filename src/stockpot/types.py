@@ -272,6 +272,10 @@ class Batch:
     samplings: tuple[Sampling, ...]
     reference_log_probs: Tensor | None = None
     """[N] what the reference policy gives each token, where a regulariser asked for it."""
+    values: Tensor | None = None
+    """[N] what a critic expected before each token, before the update."""
+    returns: Tensor | None = None
+    """[N] what it should have expected."""
 
     @property
     def size(self) -> int:

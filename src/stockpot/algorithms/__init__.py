@@ -6,6 +6,7 @@ from stockpot.algorithms.exgrpo import ExGRPO
 from stockpot.algorithms.grpo import GRPO, dapo, dr_grpo, gspo
 from stockpot.algorithms.luffy import LUFFY
 from stockpot.algorithms.m2po import M2PO
+from stockpot.algorithms.ppo import PPO
 from stockpot.algorithms.reinforce import Reinforce
 from stockpot.algorithms.rloo import RLOO
 from stockpot.algorithms.spo import SPO
@@ -16,6 +17,7 @@ __all__ = [
     "GRPO",
     "LUFFY",
     "M2PO",
+    "PPO",
     "RLOO",
     "SPO",
     "TOPR",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stockpot import ops
-from stockpot.types import KINDS, Batch, Group, StockpotError, Totals
+from stockpot.types import KINDS, Batch, Group, Rollout, StockpotError, Totals
 
 Normalise = Literal["token", "rollout", "constant"]
 
@@ -45,6 +45,46 @@ class Algorithm(ABC):
     @abstractmethod
     def loss(self, log_probs: Tensor, batch: Batch) -> Terms:
         """Terms per token from today's log-probs [N] of the batch's tokens."""
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """What a critic is made of, and how it learns: AdamW without weight decay, at one learning rate."""
+
+    kind: Literal["head", "separate"] = "head"
+    """head: a linear map of the policy's last hidden state, whose loss reaches the policy's layers too. separate: a
+    copy of the policy as it was at the start, with weights and optimiser of its own."""
+    learning_rate: float = 1e-4
+    """Of the head, or of the whole separate model; the policy's layers keep the policy's."""
+    clip: float | None = 0.2
+    """Values that moved further than this from those before the update earn no gradient by moving on; none: no clip."""
+    coefficient: float = 0.5
+    """Weight of the value loss, (V - return)^2 / 2 per trained token, beside the policy's loss."""
+    warmup: int = 0
+    """Training steps at the start in which the critic alone learns, and of the policy nothing moves."""
+    max_grad_norm: float = 1.0
+    """Gradients of the critic's own weights are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.coefficient <= 0 or self.max_grad_norm <= 0:
+            raise StockpotError("critic.learning_rate, coefficient and max_grad_norm must be above 0.")
+        if self.warmup < 0 or (self.clip is not None and self.clip < 0):
+            raise StockpotError("critic.warmup and critic.clip must be 0 or more.")
+
+
+class ActorCritic(Algorithm):
+    """An algorithm whose advantages come from a critic's values, a number per token."""
+
+    critic: CriticOptions
+
+    @abstractmethod
+    def judge(
+        self, rollouts: Sequence[Rollout], values: Sequence[Tensor], costs: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Advantages and returns of one update, in double precision, as long as each rollout's response.
+
+        `values` are the critic's before the update, `costs` what each token costs beside the reward at the end.
+        """
 
 
 def group_normalised(group: Group, scale_by_std: bool = True, *, by_kind: bool = False) -> list[float]:

@@ -13,6 +13,7 @@ from functools import partial
 
 from stockpot import console
 from stockpot.algorithms import RLOO, Algorithm, Reinforce
+from stockpot.algorithms.base import ActorCritic
 from stockpot.compare.batches import Choice, Sizes, ages, draw
 from stockpot.compare.gradients import Bench, Estimate, Measure, Truth, Yardstick, measure, yardstick
 from stockpot.config import Config
@@ -45,10 +46,13 @@ class Comparison:
 
 
 def choose(wish: str, known: Mapping[str, Callable[[], Algorithm]]) -> dict[str, Algorithm]:
-    """The losses asked for, or all that there are."""
-    every = {**known, **VARIANTS}
+    """The losses asked for, or all that there are; those with a critic cannot be had, since no history holds values."""
+    judged = [name for name, make in known.items() if isinstance(make(), ActorCritic)]
+    every = {name: make for name, make in {**known, **VARIANTS}.items() if name not in judged}
     names = [name.strip().lower().replace("_", "-") for name in wish.split(",")] if wish else list(every)
     for name in names:
+        if name in judged:
+            raise StockpotError(f"--losses {name}: its advantages are a critic's, which a history does not hold.")
         if name not in every:
             near = difflib.get_close_matches(name, every, n=1, cutoff=0.4)
             meant = f"did you mean {near[0]}? " if near else ""

@@ -19,9 +19,14 @@ class Lesson:
     """What one optimiser step learns from: rollouts with their advantages, and the group each belongs to."""
 
     rollouts: tuple[Rollout, ...]
-    advantages: tuple[float, ...]
+    advantages: tuple[float | Sequence[float], ...]
+    """A number per rollout, or one per response token."""
     groups: tuple[int, ...]
     reference_log_probs: tuple[Tensor, ...] | None = None
+    values: tuple[Tensor, ...] | None = None
+    """Where there is a critic: what it expected before each response token."""
+    returns: tuple[Tensor, ...] | None = None
+    """What it should have expected."""
 
 
 class Engine(ABC):
@@ -43,8 +48,8 @@ class Engine(ABC):
         """Continuations by the live policy, or by one of its `past` versions."""
 
     @abstractmethod
-    def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference"]) -> list[Tensor]:
-        """Log-probs of each rollout's response tokens."""
+    def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference", "critic"]) -> list[Tensor]:
+        """Log-probs of each rollout's response tokens; or, of the critic, its values before them."""
 
     @abstractmethod
     def learn(self, lesson: Lesson, seed: int) -> Update:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from stockpot import batching, fused
+from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
+from stockpot.critic import Critic
 from stockpot.engines.base import Engine, Lesson
 from stockpot.models import load_model, load_tokenizer, pick_device, stop_tokens
 from stockpot.policy import Policy, Update
@@ -27,7 +29,8 @@ LATE = "writer"
 class LocalEngine(Engine):
     """`weights` is the folder or hub id that the policy starts from; `origin` the one a frozen reference is.
 
-    Snapshots of the past are kept where the prefix rule wants them, in memory or in `scratch`; without it, never.
+    Snapshots of the past are kept where the prefix rule wants them, in memory or in `scratch`; without it, never, and
+    neither is there a critic: what only reads a run needs none.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class LocalEngine(Engine):
         self.pad = self.tokenizer.pad_token_id or 0
         self.policy = Policy(load_model(weights, device), config.learner, run=run, pad=self.pad)
         self.version = self.policy.version = version
+        if isinstance(config.algorithm, ActorCritic) and scratch is not None:
+            self.policy.critic = Critic(config.algorithm.critic, self.policy.model)
         if version > 0:
             self.policy.restore(Path(weights))
         if config.needs_reference and self.policy.reference is None:
@@ -90,7 +95,7 @@ class LocalEngine(Engine):
             sampler.author = author
         return sampler
 
-    def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference"]) -> list[Tensor]:
+    def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference", "critic"]) -> list[Tensor]:
         return self.policy.score(rollouts, of)
 
     def learn(self, lesson: Lesson, seed: int) -> Update:
@@ -103,14 +108,18 @@ class LocalEngine(Engine):
         return self.policy.update(batches, self.config.algorithm, totals, self.config.entropy, self.config.kl)
 
     def _collate(self, lesson: Lesson, chosen: Sequence[int]) -> Any:
-        reference = lesson.reference_log_probs
+        def of(pieces: Sequence[Tensor] | None) -> list[Tensor] | None:
+            return None if pieces is None else [pieces[i] for i in chosen]
+
         return batching.collate(
             [lesson.rollouts[i] for i in chosen],
             [lesson.advantages[i] for i in chosen],
             run=self.policy.run,
             now=self.version,
             groups=[lesson.groups[i] for i in chosen],
-            reference_log_probs=None if reference is None else [reference[i] for i in chosen],
+            reference_log_probs=of(lesson.reference_log_probs),
+            values=of(lesson.values),
+            returns=of(lesson.returns),
             pad=self.pad,
             device=self.policy.device,
         )

@@ -1,0 +1,12 @@
+"""PPO with a critic on embedded countdown: what SPO is compared with (arXiv 2503.05453). Every prompt is answered once
+where a group algorithm answers it eight times; the number of rollouts is the same."""
+
+from stockpot.algorithms import PPO
+from stockpot.algorithms.base import CriticOptions
+from stockpot.config import Config
+from stockpot.prefixes import NoPrefixes
+
+recipe = Config(
+    algorithm=PPO(critic=CriticOptions(learning_rate=1e-3, warmup=2)),
+    prefixes=NoPrefixes(),
+)
