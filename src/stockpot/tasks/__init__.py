@@ -3,5 +3,6 @@
 from stockpot.tasks.base import EmbeddedTask, Task
 from stockpot.tasks.countdown import Countdown
 from stockpot.tasks.dataset import Dataset
+from stockpot.tasks.induction import Induction
 
-__all__ = ["Countdown", "Dataset", "EmbeddedTask", "Task"]
+__all__ = ["Countdown", "Dataset", "EmbeddedTask", "Induction", "Task"]

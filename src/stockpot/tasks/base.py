@@ -29,6 +29,10 @@ class Task(ABC):
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """One number per completion. Total: whatever a policy writes gets a number, soon."""
 
+    def distinct(self, answers: Sequence[str]) -> int | None:
+        """How many different answers these right answers to one prompt are; None: this task cannot tell them apart."""
+        return None
+
 
 class EmbeddedTask(Task):
     """A task that needs nothing from outside: it brings its own tokenizer, model shape and demonstrations."""
