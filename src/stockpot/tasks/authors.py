@@ -7,9 +7,9 @@ import random
 from stockpot.tasks import expressions
 from stockpot.tasks.expressions import FLIPPED, OPPOSITE, Node
 
-SHOWN = (0, 1, -3, 5, -7, 8, 2, -5)
+SHOWN = (0, 1, -2, 3, -4, 6, 2, -7)
 """Inputs that prompts may show, the first ones first."""
-HIDDEN = (-9, -8, -6, -4, -2, -1, 3, 4, 6, 7, 9)
+HIDDEN = (-9, -8, -6, -5, -3, -1, 4, 5, 7, 8, 9)
 """Inputs that no prompt shows."""
 OPERATIONS = ("+", "-", "*", "//", "%", "abs", "min", "max", "if")
 LARGEST = 99

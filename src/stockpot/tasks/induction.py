@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from stockpot.tasks import expressions
 from stockpot.tasks.authors import HIDDEN, OPERATIONS, SHOWN, Family, draw, outsider, slip, vary
@@ -25,13 +25,14 @@ from stockpot.types import StockpotError
 
 CHARACTERS = "0123456789x+-*/%(),<>=| abeflmins"
 """All that can be asked or answered, a token each."""
+Judge = Literal["interpreter"]
 
 
 @dataclass(frozen=True)
 class Induction(EmbeddedTask):
     """Outputs of a hidden function of x; the answer is an expression for it."""
 
-    operations: int = 3
+    operations: int = 2
     """Most operations in a function: the depth of the hidden program."""
     operators: tuple[str, ...] = OPERATIONS
     """What functions are made of: any of + - * // % abs min max if."""
@@ -47,7 +48,7 @@ class Induction(EmbeddedTask):
     """The teacher's chance to be right; else it slips in one place: what RL can unlearn."""
     rare: float = 0.02
     """Share of the supervised start that is written in the outsiders' style."""
-    judge: Literal["interpreter"] = "interpreter"
+    judge: Judge = "interpreter"
     """Who runs the answers: the interpreter of the small language."""
 
     def __post_init__(self) -> None:
@@ -62,6 +63,8 @@ class Induction(EmbeddedTask):
             raise StockpotError(f"task.shown must lie in 2..{len(SHOWN)}, not {self.shown}.")
         if not (0 <= self.luck <= 1 and 0 <= self.rare <= 1):
             raise StockpotError("task.luck and task.rare must lie in 0..1.")
+        if self.judge not in get_args(Judge):
+            raise StockpotError(f"task.judge must be {' or '.join(get_args(Judge))}, not {self.judge}.")
         if self.train_prompts < 1 or self.test_prompts < 1:
             raise StockpotError("task.train_prompts and task.test_prompts must be at least 1.")
 
@@ -170,19 +173,27 @@ def question(inputs: Sequence[int], values: Sequence[int]) -> str:
 
 @cache
 def _functions(family: Family, count: int) -> list[Node]:
-    """Functions of which no two look alike at the inputs shown; of those that do, the shortest met. In one order."""
+    """Functions of which no two look alike at the inputs shown; of those that do, the shortest met. In one order.
+
+    They are dealt from several times as many, where there are: else the splits would take the simplest, met first,
+    and leave the teacher none of them.
+    """
     rng, found = random.Random(0), dict[tuple[int, ...], Node]()
     inputs = shown(family[-1])
-    for _ in range(200 * count):
+    for _ in range(40 * count):
         node = draw(family, rng)
         if node is None:
             continue
         look = tuple(expressions.outputs(node, inputs) or ())
         if look not in found or len(expressions.write(node)) < len(expressions.write(found[look])):
             found[look] = node
-        if len(found) == count:
-            return list(found.values())
-    raise StockpotError(
-        f"only {len(found)} functions of this kind look different, fewer than train_prompts + test_prompts: lower "
-        "those or raise task.operations, constants or shown."
-    )
+        if len(found) == 6 * count:
+            break
+    if len(found) < count:
+        raise StockpotError(
+            f"only {len(found)} functions of this kind look different, fewer than train_prompts + test_prompts: lower "
+            "those or raise task.operations, constants or shown."
+        )
+    dealt = list(found.values())
+    rng.shuffle(dealt)
+    return dealt[:count]
