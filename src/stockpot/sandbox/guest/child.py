@@ -1,7 +1,8 @@
-"""One program in a process of its own: lock the door, run it, tell the values that were asked for.
+"""One program in a process of its own: run it, and tell the values that were asked for.
 
-Whatever the program does to this interpreter, all it can reach is two pipes: its standard output and the one for
-values. A forged value is compared like any other, and what it is compared with is not here.
+Whatever the program does to this interpreter, all it can reach is its pipes: its standard output, the one for values
+and, where tests ask it, the one to the judge. A forged value is compared like any other, and what it is compared with
+is not here: neither in this process nor in the one that it was forked from.
 """
 
 from __future__ import annotations
@@ -16,49 +17,39 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
-from . import landlock, limits, seccomp
-from .plain import decode, encode
+from .plain import decode, encode, name_of
 
 NAME = "answer.py"
 OUT_OF_MEMORY = b'{"error": ["MemoryError", "", 0]}\n'
+LONGEST = 100_000
+"""Items that are read of an iterator."""
 
 
-def lock(job: dict[str, Any], rules: int, machine: str, parent: int, without: list[str]) -> None:
-    """Give up, in this order: limits, rights, files, system calls. A layer that fails ends the process."""
-    limits.limit(job["seconds"], job["memory_mb"])
-    limits.give_up_rights(parent)
-    if "landlock" not in without and rules >= 0:
-        landlock.restrict(rules)
-    if rules >= 0:
-        os.close(rules)
-    if "seccomp" not in without:
-        seccomp.install(seccomp.program(machine, os.getpid()))
-
-
-def run(job: dict[str, Any], values: int, nonces: int) -> int:
-    """Run the program and its steps; the exit code of the process."""
+def run(job: dict[str, Any], values: int, judge: int) -> int:
+    """Run the program and what is asked of it; the exit code of the process."""
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="replace")
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="backslashreplace")
     sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace")
     sys.argv = [NAME]
     random.seed(0)
     gc.enable()
-    name = "__main__" if job["script"] else "answer"
+    kind = job["do"]
+    name = "__main__" if kind == "program" else "answer"
     module = types.ModuleType(name)
     sys.modules[name] = module
     tell = teller(values)
-    steps, program = job["steps"], job["code"]
-    job.clear()
     try:
-        for source in program:
-            exec(compile(source, NAME, "exec"), module.__dict__)
-        if steps:
-            take(steps, dict(module.__dict__), tell, nonces)
+        exec(compile(job["code"], NAME, "exec"), module.__dict__)
+        if kind == "calls":
+            take(job["entry"], job["inputs"], dict(module.__dict__), tell)
+        elif kind == "tests":
+            answer(dict(module.__dict__), judge)
         return finish(0)
     except SystemExit as left:
-        if steps or left.code not in (None, 0):
+        if kind != "program" or left.code not in (None, 0):
             tell({"error": ["SystemExit", str(left.code)[:200], 0]})
         return finish(left.code if isinstance(left.code, int) else int(left.code is not None))
     except MemoryError:
@@ -76,19 +67,12 @@ def finish(code: int) -> int:
     return code
 
 
-def take(steps: list[dict[str, Any]], space: dict[str, Any], tell: Callable[[Any], None], nonces: int) -> None:
-    """The steps in order; one that raises is told and does not end the others, save where they build on it."""
-    space["_plain_"] = lambda value: decode(encode(value))
-    for number, step in enumerate(steps):
+def take(entry: str, inputs: list[Any], space: dict[str, Any], tell: Callable[[Any], None]) -> None:
+    """Call one function on many inputs; one that raises is told and does not end the others."""
+    function = eval(compile(entry, NAME, "eval"), space)
+    for number, arguments in enumerate(inputs):
         try:
-            if step["do"] == "call":
-                function = eval(compile(step["source"], "test", "eval"), space)
-                told = {"value": encode(function(*map(decode, step["args"])))}
-            elif step["do"] == "eval":
-                told = {"value": encode(eval(compile(step["source"], "test", "eval"), space))}
-            else:
-                exec(compile(step["source"], "test", "exec"), space)
-                told = {"nonce": os.read(nonces, 16).hex()} if step["do"] == "soft" else {"value": None}
+            told = {"value": encode(function(*map(decode, arguments)))}
         except MemoryError:
             told = {"error": ["MemoryError", "", 0]}
         except BaseException as error:
@@ -96,14 +80,49 @@ def take(steps: list[dict[str, Any]], space: dict[str, Any], tell: Callable[[Any
         tell({"step": number, **told})
 
 
-def teller(values: int) -> Callable[[Any], None]:
-    """Writes JSON lines to the pipe for values."""
+def answer(space: dict[str, Any], judge: int) -> None:
+    """Do what the judge asks, one line after the other, until it hangs up. What is no plain data stays here, numbered."""
+    kept: list[Any] = []
+
+    def keep(value: Any) -> Any:
+        kept.append(value)
+        return {"ref": [len(kept) - 1, name_of(value)]}
+
+    def find(of: Any) -> Any:
+        if isinstance(of, list):
+            return kept[of[0]]
+        if of in space:
+            return space[of]
+        raise NameError(f"name {of!r} is not defined")
+
+    tell = teller(judge)
+    for line in open(judge, "rb", closefd=False):
+        try:
+            asked = json.loads(line)
+            held, do = find(asked["of"]), asked["do"]
+            arguments = [decode(item, find) for item in asked["args"]]
+            if do == "call":
+                value = held(*arguments, **{key: decode(item, find) for key, item in asked["named"].items()})
+            elif do == "iter":
+                value = list(islice(iter(held), LONGEST))
+            else:
+                value = {"get": getattr, "set": setattr, "item": lambda a, b: a[b], "len": len}[do](held, *arguments)
+            told = {"value": encode(value, keep)}
+        except MemoryError:
+            told = {"error": ["MemoryError", "", 0]}
+        except BaseException as error:
+            told = {"error": described(error)}
+        tell(told)
+
+
+def teller(pipe: int) -> Callable[[Any], None]:
+    """Writes JSON lines to a pipe."""
     write, dumps = os.write, json.dumps
 
     def tell(what: Any) -> None:
         line = dumps(what).encode() + b"\n"
         while line:
-            line = line[write(values, line) :]
+            line = line[write(pipe, line) :]
 
     return tell
 

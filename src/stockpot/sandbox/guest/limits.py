@@ -12,9 +12,9 @@ import struct
 FILES, PROCESSES = 64, 256
 
 
-def limit(seconds: float, memory_mb: int) -> None:
+def limit(cpu_seconds: float, memory_mb: int) -> None:
     """Time, memory, descriptors; no byte into any file, no core dump. Processes: root is not held to that one."""
-    cpu, memory = math.ceil(seconds) + 1, memory_mb * 2**20
+    cpu, memory = math.ceil(cpu_seconds), memory_mb * 2**20
     for what, most in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, cpu),
@@ -28,6 +28,12 @@ def limit(seconds: float, memory_mb: int) -> None:
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
+
+
+def hide() -> None:
+    """Others of the same user may not trace this process or read its memory; children inherit that."""
+    if ctypes.CDLL(None, use_errno=True).prctl(4, 0, 0, 0, 0):  # PR_SET_DUMPABLE
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def give_up_rights(parent: int) -> None:
