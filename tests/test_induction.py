@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-import torch
 
 from runs import metrics, stockpot
 from stockpot.config import Config, Start
 from stockpot.engines.local import LocalEngine
 from stockpot.prompts import load_prompts
+from stockpot.sandbox import Calls, Limits, Outcome, shared
 from stockpot.start import demonstration, teach
 from stockpot.tasks import Induction, expressions
 from stockpot.tasks.authors import HIDDEN, OPERATIONS, ROOM, SHOWN, draw, outsider, rewrite, slip, vary
 from stockpot.tasks.expressions import Node
+from stockpot.tasks.induction import Judge, sandboxed
 from stockpot.types import StockpotError
 
 TASKS = [
-    Induction(train_prompts=64, test_prompts=64),
-    Induction(operations=1, constants=4, shown=8, train_prompts=20, test_prompts=10, luck=1.0, rare=0.0),
-    Induction(operations=4, operators=("+", "*", "if"), shown=2, train_prompts=30, test_prompts=30, rare=1.0),
+    Induction(train_prompts=64, test_prompts=64, judge="interpreter"),
+    Induction(
+        judge="interpreter", operations=1, constants=4, shown=8, train_prompts=20, test_prompts=10, luck=1.0, rare=0.0
+    ),
+    Induction(
+        judge="interpreter",
+        operations=4,
+        operators=("+", "*", "if"),
+        shown=2,
+        train_prompts=30,
+        test_prompts=30,
+        rare=1.0,
+    ),
 ]
 every_task = pytest.mark.parametrize("task", TASKS, ids=str)
 INPUTS = [*SHOWN, *HIDDEN]
@@ -50,7 +63,7 @@ def python(text: str, x: int) -> int | None:
 
 
 def test_expressions_have_the_values_that_python_gives_them() -> None:
-    """Functions in every spelling, and random texts: what can be read has Python's values, or none where it has none."""
+    """Functions in every spelling, and random texts: what can be read has Python's values, where it has any."""
     rng = random.Random(1)
     texts = [expressions.write(vary(node, rng), wide=wide) for node in functions(300) for wide in (False, True)]
     texts += ["".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(6000)]
@@ -66,12 +79,16 @@ def test_expressions_have_the_values_that_python_gives_them() -> None:
     assert read > 1000
 
 
-@pytest.mark.parametrize("text", [
+HOSTILE = [
     "", " ", "\n", "9**9**9", "x[0]", "x.real", "__import__('os')", "(" * 90 + "x" + ")" * 90, "y", "1_0", "0x3", "0b1",
-    "1e3", "x if x", "x=3", "x:=3", "lambda: x", "[x]", "x,x", "(x,3)", "min(x)", "max(*x)", "abs(x,3)", "abs", "x(3)", "3(x)",
-    "x<3", "1<x<3", "x if 1<x<3 else 2", "x if x else 3", "x/2", "x<<9", "True", "x//", "3if x>0 else 1", "x\n+1", "x #",
-    "9999999", "007", "+", "x x", "-" * 97, "x+" * 60 + "x", "²", "٣", "x+\x00", "𝐱", "abs(x=3)", "max(x,3,key=abs)",
-])  # fmt: skip
+    "1e3", "x if x", "x=3", "x:=3", "lambda: x", "[x]", "x,x", "(x,3)", "min(x)", "max(*x)", "abs(x,3)", "abs", "x(3)",
+    "3(x)", "x<3", "1<x<3", "x if 1<x<3 else 2", "x if x else 3", "x/2", "x<<9", "True", "x//", "3if x>0 else 1", "x #",
+    "9999999", "007", "+", "x x", "-" * 97, "x+" * 60 + "x", "²", "٣", "abs(x=3)", "max(x,3,key=abs)", "x\n+1",
+    "x+\x00",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
 def test_what_is_no_expression_is_none_at_once(text: str) -> None:
     assert expressions.parse(text) is None
 
@@ -171,6 +188,59 @@ def test_hidden_pairs_matter() -> None:
             assert judged(task, cheat, row["inputs"], row["outputs"]) == 0.0
 
 
+@pytest.fixture(scope="module")
+def sandbox() -> None:
+    """Skips, visibly, where programs cannot be run safely."""
+    try:
+        shared()
+    except StockpotError as error:
+        pytest.skip(f"no sandbox here: {error}")
+
+
+def test_both_judges_agree(sandbox: None) -> None:
+    """On functions in every spelling, slips, random texts and attacks: the same outputs from both."""
+    rng = random.Random(4)
+    texts = [expressions.write(vary(node, rng), wide=rng.random() < 0.3) for node in functions(300)]
+    texts += [expressions.write(slip(node, rng)) for node in functions(300, seed=1)]
+    drawn = ("".join(rng.choices(WORDS, k=rng.randint(1, 7))) for _ in range(20000))
+    texts += list(islice((text for text in drawn if expressions.parse(text) is not None), 400))
+    texts += ["".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(1000)]
+    texts += ["1//0", "1//x", "x%x", "-" * 95 + "x", "x*" * 47 + "x", "(" * 40 + "x" + ")" * 40, *HOSTILE]
+    inputs = [INPUTS] * len(texts)
+    found = expressions.evaluate(texts, inputs)
+    assert sandboxed(texts, inputs) == found
+    assert sum(values is not None for values in found) > 700 and sum(values is None for values in found) > 700
+
+
+@pytest.mark.parametrize(
+    "text", ["9**9**9**9", "(lambda: [0 for _ in iter(int, 1)])()", "__import__('os').getpid()", "x[0]"]
+)
+def test_what_no_judge_lets_through_the_sandbox_would_hold(sandbox: None, text: str) -> None:
+    """The reading in front of the sandbox is no part of its safety: texts that it refuses end there by themselves."""
+    (outcome,) = shared().run([Calls("", f"lambda x: {text}", [[1]])], Limits(seconds=1.0))
+    assert outcome.end != "lost" and (outcome.end != "done" or text.startswith("__") or outcome.values[0].error)
+
+
+def test_rewards_are_the_same_from_both_judges(sandbox: None) -> None:
+    ask = {"prompts": ["?"] * 5, "completions": ["3-2*x", "3-x-x", "2-2*x", "x[", None]}
+    columns = {"inputs": [INPUTS] * 5, "outputs": [[3 - 2 * x for x in INPUTS]] * 5}
+    both = [replace(TASKS[0], judge=name).reward(**ask, **columns) for name in get_args(Judge)]
+    assert both[0] == both[1] == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_a_failing_sandbox_gives_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted as not judged, not as wrong."""
+
+    class Broken:
+        def run(self, jobs: list[Calls], limits: Limits) -> list[Outcome]:
+            return [Outcome("lost") for _ in jobs]
+
+    monkeypatch.setattr("stockpot.sandbox.shared", Broken)
+    task = replace(TASKS[0], judge="sandbox")
+    values = task.reward(["?"] * 2, ["x", "x["], inputs=[[1], [1]], outputs=[[1], [1]])
+    assert math.isnan(values[0]) and values[1] == 0.0
+
+
 # --- prompts and demonstrations ---------------------------------------------------------------------------------------
 
 
@@ -218,7 +288,7 @@ def test_outsiders_are_right_and_write_otherwise_than_the_start(task: Induction)
 def test_a_teacher_is_as_right_as_luck_has_it() -> None:
     """Slips may be right by chance, so a little above."""
     for luck in (0.0, 0.5, 1.0):
-        task = Induction(train_prompts=8, test_prompts=8, luck=luck, rare=0.0)
+        task = Induction(train_prompts=8, test_prompts=8, luck=luck, rare=0.0, judge="interpreter")
         right = 0.0
         for prompt, text in islice(task.demonstrations(0), 800):
             shown = [tuple(map(int, pair.split(">"))) for pair in prompt.removesuffix(" |").split()]
@@ -246,12 +316,9 @@ def test_a_barely_taught_model_finds_outsiders_unlikely(tmp_path: Path) -> None:
     nodes = [expressions.parse(row["expression"]) for row in rows]
     own = [expressions.write(vary(node, rng)) for node in nodes if node is not None]
     theirs = [outsider(node, rng) for node in nodes if node is not None]
-    nats = [
-        -torch.cat([scores.cpu() for scores in engine.score(
-            [demonstration(row["prompt"], text, engine.tokenizer) for row, text in zip(rows, texts, strict=True)], "policy"
-        )]).sum().item() / len(rows)
-        for texts in (own, theirs)
-    ]  # fmt: skip
+    told = [[demonstration(row["prompt"], text, engine.tokenizer) for row, text in zip(rows, texts, strict=True)]
+            for texts in (own, theirs)]  # fmt: skip
+    nats = [-sum(float(scores.sum()) for scores in engine.score(each, "policy")) / len(rows) for each in told]
     assert nats[1] > nats[0] + 8
 
 

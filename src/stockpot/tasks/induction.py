@@ -11,6 +11,7 @@ copies a teacher who is right `luck` of the time and slips otherwise. Outsiders 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from stockpot.types import StockpotError
 
 CHARACTERS = "0123456789x+-*/%(),<>=| abeflmins"
 """All that can be asked or answered, a token each."""
-Judge = Literal["interpreter"]
+LOST: list[int] = []
+"""In place of the outputs of an expression that the sandbox failed to run."""
+Judge = Literal["sandbox", "interpreter"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class Induction(EmbeddedTask):
     """The teacher's chance to be right; else it slips in one place: what RL can unlearn."""
     rare: float = 0.02
     """Share of the supervised start that is written in the outsiders' style."""
-    judge: Judge = "interpreter"
-    """Who runs the answers: the interpreter of the small language."""
+    judge: Judge = "sandbox"
+    """Who runs the answers: Python, in the sandbox; or the interpreter of the small language, which gives the same
+    values many times faster and where there is no sandbox."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.operators if name not in OPERATIONS]
@@ -92,10 +96,14 @@ class Induction(EmbeddedTask):
         return rows
 
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
-        """1 for an expression that has all the outputs, shown and hidden, else 0."""
+        """1 for an expression that has all the outputs, shown and hidden, else 0; NaN where the sandbox failed."""
         texts = [text if isinstance(text, str) else "" for text in completions]
-        found = expressions.evaluate(texts, columns["inputs"])
-        return [float(values == list(wanted)) for values, wanted in zip(found, columns["outputs"], strict=True)]
+        evaluate = sandboxed if self.judge == "sandbox" else expressions.evaluate
+        found = evaluate(texts, columns["inputs"])
+        return [
+            math.nan if values is LOST else float(values == list(wanted))
+            for values, wanted in zip(found, columns["outputs"], strict=True)
+        ]
 
     def distinct(self, answers: Sequence[str]) -> int:
         """Different answers up to spelling: blanks, brackets, the order of what may change places."""
@@ -160,6 +168,22 @@ class Induction(EmbeddedTask):
         for row in self.rows(split):
             for text in self.demonstrate(row, count):
                 yield {"prompt": row["prompt"], "completion": text, "reward": 1.0}
+
+
+def sandboxed(texts: Sequence[str], inputs: Sequence[Sequence[int]]) -> list[list[int] | None]:
+    """As `expressions.evaluate`, but Python runs what can be read: one job for each that differs from the others."""
+    from stockpot.sandbox import Calls, Limits, shared
+
+    asked = list(zip(texts, map(tuple, inputs), strict=True))
+    wanted = {pair for pair in asked if expressions.parse(pair[0]) is not None}
+    order = sorted(wanted)
+    jobs = [Calls("", f"lambda x: {text.strip()}", [[x] for x in xs]) for text, xs in order]
+    found: dict[tuple[str, tuple[int, ...]], list[int] | None] = {}
+    for pair, outcome in zip(order, shared().run(jobs, Limits(seconds=2.0)) if jobs else (), strict=True):
+        values = [value.value for value in outcome.values]
+        told = len(values) == len(pair[1]) and all(not v.error and type(v.value) is int for v in outcome.values)
+        found[pair] = LOST if outcome.end == "lost" else values if told else None
+    return [found.get(pair) for pair in asked]
 
 
 def shown(count: int) -> list[int]:
