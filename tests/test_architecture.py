@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "snapshots",
     ),
     ("critic",),
-    ("fused", "moments"),
+    ("fused", "moments", "sandbox"),
     ("diagnostics",),
     ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring"),
     ("ops", "seeds"),

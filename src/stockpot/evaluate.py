@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stockpot.config import Evaluation
 from stockpot.engines.base import Engine
@@ -27,6 +28,8 @@ class Result:
     unjudged: int
     """Responses that the reward function could not judge, counted as wrong."""
     rollouts: tuple[Rollout, ...]
+    distinct: Estimate | None = None
+    """Different right answers among a prompt's samples, where the task can tell answers apart."""
 
     def metrics(self) -> dict[str, float]:
         """As a line of metrics.jsonl has them."""
@@ -39,13 +42,24 @@ class Result:
             "test/length": self.length,
             "test/truncated": self.truncated,
             "test/unjudged": float(self.unjudged),
+            **({} if self.distinct is None else {"test/distinct": self.distinct.mean}),
         }
 
 
 def evaluate(
-    engine: Engine, prompts: Sequence[Prompt], reward: RewardFunction, how: Evaluation, *, max_tokens: int, seed: int
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    reward: RewardFunction,
+    how: Evaluation,
+    *,
+    max_tokens: int,
+    seed: int,
+    distinct: Callable[[Sequence[str]], int | None] | None = None,
 ) -> Result:
-    """Sample every prompt, judge, count. A response is right when its reward is above 0.5."""
+    """Sample every prompt, judge, count. A response is right when its reward is above 0.5.
+
+    `distinct` tells how many different answers some right ones are: a task's `distinct`.
+    """
     prompts = prompts[: how.prompts]
     requests = [
         Request(prompt, key=i * how.samples + j, sampling=how.sampling, max_tokens=max_tokens)
@@ -64,7 +78,22 @@ def evaluate(
         truncated=sum(r.finish == "length" for r in rollouts) / len(rollouts),
         unjudged=unjudged,
         rollouts=tuple(rollouts),
+        distinct=None if distinct is None else variety(rollouts, how.samples, distinct, engine.tokenizer),
     )
+
+
+def variety(
+    rollouts: Sequence[Rollout], samples: int, distinct: Callable[[Sequence[str]], int | None], tokenizer: Any
+) -> Estimate | None:
+    """How many different right answers a prompt's samples hold, in the mean; None where the task cannot tell."""
+    counts = []
+    for first in range(0, len(rollouts), samples):
+        right = [list(r.tokens) for r in rollouts[first : first + samples] if (r.reward or 0.0) > 0.5]
+        count = distinct(tokenizer.batch_decode(right, skip_special_tokens=True))
+        if count is None:
+            return None
+        counts.append(float(count))
+    return bootstrap(counts)
 
 
 def correct(rollouts: Sequence[Rollout], samples: int) -> list[int]:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stockpot.console import tell
 from stockpot.tasks.base import Split, Task
 from stockpot.types import Prompt, StockpotError
 
@@ -17,6 +18,8 @@ def load_prompts(task: Task, split: Split, tokenizer: Any, *, context: int, max_
     rows = task.rows(split)
     if not rows:
         raise StockpotError(f"the {split} split of {type(task).__name__} has no prompts.")
+    if left_out := task.left_out(split):
+        tell(left_out)
     prompts = [to_prompt(row, tokenizer, number) for number, row in enumerate(rows)]
     longest = max(prompts, key=lambda prompt: len(prompt.tokens))
     if context and len(longest.tokens) + max_tokens > context:

@@ -162,14 +162,14 @@ class Loop:
 
     def evaluate(self) -> Result:
         """Held-out prompts, always with the same random numbers, so that two evaluations differ by the policy alone."""
-        seed = derive(self.config.seed, "evaluation")
         return evaluate(
             self.engine,
             self.test_prompts,
             self.config.task.reward,
             self.config.evaluation,
             max_tokens=self.config.max_tokens,
-            seed=seed,
+            seed=derive(self.config.seed, "evaluation"),
+            distinct=self.config.task.distinct,
         )
 
 

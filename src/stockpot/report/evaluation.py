@@ -43,7 +43,8 @@ def evaluate(options: Eval, config: Config | None) -> None:
     test = prompts.load_prompts(
         config.task, "test", engine.tokenizer, context=engine.context, max_tokens=config.max_tokens
     )
-    result = measure(engine, test, config.task.reward, how, max_tokens=config.max_tokens, seed=options.seed)
+    sizes = {"max_tokens": config.max_tokens, "seed": options.seed}
+    result = measure(engine, test, config.task.reward, how, **sizes, distinct=config.task.distinct)
     Console(highlight=False).print(table(result, weights, how, min(how.prompts, len(test))))
     if options.json is not None:
         write_whole(options.json, json.dumps({"model": weights, **result.metrics()}, indent=1) + "\n")
@@ -66,5 +67,7 @@ def table(result: Result, name: str, how: Evaluation, prompts_used: int) -> Tabl
     made.add_row("entropy", str(result.entropy))
     made.add_row("length", f"{result.length:.1f}")
     made.add_row("truncated", f"{result.truncated:.3f}")
+    if result.distinct is not None:
+        made.add_row("distinct right answers", str(result.distinct))
     made.add_row("not judged", str(result.unjudged))
     return made

@@ -20,6 +20,10 @@ class Task(ABC):
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
         """All rows of a split, the same at every call. `prompt` is asked; the other columns go to the reward."""
 
+    def left_out(self, split: Split) -> str:
+        """What is in the data of a split and not in its rows, in one line; empty: nothing."""
+        return ""
+
     def demonstrate(self, columns: Mapping[str, Any], count: int) -> list[str]:
         """Up to `count` responses by an outsider to the prompt of these columns: its column `demonstration`, if any."""
         found = columns.get("demonstration", ())
@@ -28,6 +32,10 @@ class Task(ABC):
     @abstractmethod
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """One number per completion. Total: whatever a policy writes gets a number, soon."""
+
+    def distinct(self, answers: Sequence[str]) -> int | None:
+        """How many different answers these right answers to one prompt are; None: this task cannot tell them apart."""
+        return None
 
 
 class EmbeddedTask(Task):

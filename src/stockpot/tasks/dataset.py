@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +43,7 @@ class Dataset(Task):
         if not self.train:
             raise StockpotError("no dataset was named: give one with --task.train FILE.jsonl.")
         load_function(self.judge)  # one that cannot be loaded is told now, not after the first rollouts
-        rows, held_out = read_rows(self.train, "train"), 0
+        rows, held_out = self.read(self.train, "train"), 0
         if not self.test:
             if len(rows) < 2:
                 raise StockpotError(
@@ -51,13 +51,17 @@ class Dataset(Task):
                 )
             held_out = max(1, len(rows) // 10)
         if split == "test":
-            return [self._asked(row) for row in (read_rows(self.test, "test") if self.test else rows[-held_out:])]
+            return [self.asked(row) for row in (self.read(self.test, "test") if self.test else rows[-held_out:])]
         rows = rows[: len(rows) - held_out]
         if self.only > len(rows):
             raise StockpotError(f"task.only is {self.only}, but {self.train} has {len(rows)} rows to train on.")
-        return [self._asked(row) for row in spread(rows, self.only)]
+        return [self.asked(row) for row in spread(rows, self.only)]
 
-    def _asked(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    def read(self, name: str, split: Split) -> Sequence[Mapping[str, Any]]:
+        """All rows of a file or hub dataset."""
+        return read_rows(name, split)
+
+    def asked(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """The row with its prompt, where a template makes it."""
         if not self.template:
             return row
@@ -74,7 +78,7 @@ class Dataset(Task):
         return result
 
 
-def spread(rows: list[Any], count: int) -> list[Any]:
+def spread(rows: Sequence[Any], count: int) -> Sequence[Any]:
     """`count` of the rows at even distances, the same at every call; all of them where `count` is 0."""
     return [rows[i * len(rows) // count] for i in range(count)] if count else rows
 
@@ -82,12 +86,17 @@ def spread(rows: list[Any], count: int) -> list[Any]:
 @cache
 def read_rows(name: str, split: Split) -> list[dict[str, Any]]:
     """All rows of a JSONL or Parquet file, or of a split of a hub dataset."""
+    return list(open_rows(name, split))
+
+
+def open_rows(name: str, split: Split, columns: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
+    """The same one by one; where only some `columns` are wanted, a large dataset is not read for the others."""
     path = Path(name)
     if path.suffix in (".jsonl", ".json"):
         if not path.is_file():
             raise StockpotError(f"there is no dataset file {name}: check its path.")
         try:
-            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            rows = [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
         except ValueError as error:
             raise StockpotError(f"{name} is not JSON lines ({error}): write one object a line.") from error
         if not all(isinstance(row, dict) for row in rows):
@@ -99,8 +108,11 @@ def read_rows(name: str, split: Split) -> list[dict[str, Any]]:
         raise StockpotError(f'reading {name} needs `pip install "stockpot[data]"` (JSONL files do not).') from error
     try:
         if path.suffix == ".parquet":
-            return list(datasets.load_dataset("parquet", data_files=name, split="train"))
-        return list(datasets.load_dataset(name, split=split))
+            found = datasets.load_dataset("parquet", data_files=name, split="train")
+        else:
+            found = datasets.load_dataset(name, split=split)
+        wanted = [column for column in found.column_names if column in columns]
+        return found.select_columns(wanted) if wanted else found  # type: ignore[no-any-return]
     except Exception as error:
         raise StockpotError(f"cannot load the dataset {name}: {str(error).splitlines()[0]}") from error
 

@@ -1,0 +1,223 @@
+"""Induction, embedded: from a few inputs and outputs to a program that makes them.
+
+    -2>7 0>3 1>1 4>-5 |3-2*x
+
+A prompt shows what a function of one integer does at some inputs; a right answer is any expression (a small part of
+Python, see `expressions`) that agrees with it there **and at inputs that the prompt does not show**. Every function has
+many right answers, so besides pass@k one can count how many different ones a policy still knows. The supervised start
+copies a teacher who is right `luck` of the time and slips otherwise. Outsiders write right answers of another style
+(`demonstrate`): wide, with every bracket, choices spelled out and products multiplied out.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args
+
+from stockpot.tasks import expressions
+from stockpot.tasks.authors import HIDDEN, OPERATIONS, SHOWN, Family, draw, outsider, slip, vary
+from stockpot.tasks.base import EmbeddedTask, Split
+from stockpot.tasks.expressions import Node
+from stockpot.types import StockpotError
+
+CHARACTERS = "0123456789x+-*/%(),<>=| abeflmins"
+"""All that can be asked or answered, a token each."""
+LOST: list[int] = []
+"""In place of the outputs of an expression that the sandbox failed to run."""
+Judge = Literal["sandbox", "interpreter"]
+
+
+@dataclass(frozen=True)
+class Induction(EmbeddedTask):
+    """Outputs of a hidden function of x; the answer is an expression for it."""
+
+    operations: int = 2
+    """Most operations in a function: the depth of the hidden program."""
+    operators: tuple[str, ...] = OPERATIONS
+    """What functions are made of: any of + - * // % abs min max if."""
+    constants: int = 9
+    """The largest number in a function."""
+    shown: int = 5
+    """Pairs in a prompt; the others are hidden, and judged all the same."""
+    train_prompts: int = 512
+    """How many prompts RL goes round."""
+    test_prompts: int = 256
+    """How many held-out prompts evaluation uses. Nothing that behaves like one of them is ever taught or trained."""
+    luck: float = 0.5
+    """The teacher's chance to be right; else it slips in one place: what RL can unlearn."""
+    rare: float = 0.02
+    """Share of the supervised start that is written in the outsiders' style."""
+    judge: Judge = "sandbox"
+    """Who runs the answers: Python, in the sandbox; or the interpreter of the small language, which gives the same
+    values many times faster and where there is no sandbox."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.operators if name not in OPERATIONS]
+        if unknown or not self.operators:
+            raise StockpotError(
+                f"task.operators has {unknown[0] if unknown else 'nothing'}: choose from {' '.join(OPERATIONS)}."
+            )
+        if not 1 <= self.operations <= 4 or not 1 <= self.constants <= 9:
+            raise StockpotError("task.operations must lie in 1..4 and task.constants in 1..9.")
+        if not 2 <= self.shown <= len(SHOWN):
+            raise StockpotError(f"task.shown must lie in 2..{len(SHOWN)}, not {self.shown}.")
+        if not (0 <= self.luck <= 1 and 0 <= self.rare <= 1):
+            raise StockpotError("task.luck and task.rare must lie in 0..1.")
+        if self.judge not in get_args(Judge):
+            raise StockpotError(f"task.judge must be {' or '.join(get_args(Judge))}, not {self.judge}.")
+        if self.train_prompts < 1 or self.test_prompts < 1:
+            raise StockpotError("task.train_prompts and task.test_prompts must be at least 1.")
+
+    @property
+    def family(self) -> Family:
+        """Of these options, those that say which functions there are."""
+        return self.operations, self.operators, self.constants, self.shown
+
+    def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
+        found = _functions(self.family, self.train_prompts + self.test_prompts)
+        chosen = found[: self.test_prompts] if split == "test" else found[self.test_prompts :]
+        inputs = [*shown(self.shown), *SHOWN[self.shown :], *HIDDEN]
+        rows = []
+        for node in chosen:
+            values = expressions.outputs(node, inputs)
+            assert values is not None
+            rows.append(
+                {
+                    "prompt": question(inputs[: self.shown], values),
+                    "inputs": inputs,
+                    "outputs": values,
+                    "expression": expressions.write(node),
+                }
+            )
+        return rows
+
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
+        """1 for an expression that has all the outputs, shown and hidden, else 0; NaN where the sandbox failed."""
+        texts = [text if isinstance(text, str) else "" for text in completions]
+        evaluate = sandboxed if self.judge == "sandbox" else expressions.evaluate
+        found = evaluate(texts, columns["inputs"])
+        return [
+            math.nan if values is LOST else float(values == list(wanted))
+            for values, wanted in zip(found, columns["outputs"], strict=True)
+        ]
+
+    def distinct(self, answers: Sequence[str]) -> int:
+        """Different answers up to spelling: blanks, brackets, the order of what may change places."""
+        nodes = [expressions.parse(text) for text in answers]
+        return len({expressions.normal(node) for node in nodes if node is not None})
+
+    def tokenizer(self) -> Any:
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        words = ["<pad>", "<stop>", *CHARACTERS]
+        inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+        inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        inner.decoder = decoders.Fuse()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=inner, pad_token="<pad>", eos_token="<stop>", clean_up_tokenization_spaces=False
+        )
+
+    def model_config(self) -> Any:
+        from transformers import Qwen3Config
+
+        return Qwen3Config(
+            vocab_size=64,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            tie_word_embeddings=True,
+            max_position_embeddings=128,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            initializer_range=0.08,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+
+    def demonstrations(self, seed: int) -> Iterator[tuple[str, str]]:
+        rng = random.Random(seed)
+        held_out = {row["prompt"] for row in self.rows("test")}
+        inputs = shown(self.shown)
+        while True:
+            node = draw(self.family, rng)
+            asked = None if node is None else question(inputs, expressions.outputs(node, inputs) or [])
+            if node is None or asked is None or asked in held_out:
+                continue
+            if rng.random() < self.rare:
+                yield asked, outsider(node, rng)
+                continue
+            yield asked, expressions.write(vary(node if rng.random() < self.luck else slip(node, rng), rng))
+
+    def demonstrate(self, columns: Mapping[str, Any], count: int) -> list[str]:
+        """Right answers by an outsider who writes otherwise than the supervised start."""
+        node = expressions.parse(columns["expression"])
+        assert node is not None
+        rng = random.Random(str(columns["outputs"]))
+        return [outsider(node, rng) for _ in range(count)]
+
+    def offline(self, split: Split = "train", count: int = 1) -> Iterator[dict[str, Any]]:
+        """Outsiders' answers to all prompts of a split, as lines of a JSONL file of offline data."""
+        for row in self.rows(split):
+            for text in self.demonstrate(row, count):
+                yield {"prompt": row["prompt"], "completion": text, "reward": 1.0}
+
+
+def sandboxed(texts: Sequence[str], inputs: Sequence[Sequence[int]]) -> list[list[int] | None]:
+    """As `expressions.evaluate`, but Python runs what can be read: one job for each that differs from the others."""
+    from stockpot.sandbox import Calls, Limits, shared
+
+    asked = list(zip(texts, map(tuple, inputs), strict=True))
+    wanted = {pair for pair in asked if expressions.parse(pair[0]) is not None}
+    order = sorted(wanted)
+    jobs = [Calls("", f"lambda x: {text.strip()}", [[x] for x in xs]) for text, xs in order]
+    found: dict[tuple[str, tuple[int, ...]], list[int] | None] = {}
+    for pair, outcome in zip(order, shared().run(jobs, Limits(seconds=2.0)) if jobs else (), strict=True):
+        values = [value.value for value in outcome.values]
+        told = len(values) == len(pair[1]) and all(not v.error and type(v.value) is int for v in outcome.values)
+        found[pair] = LOST if outcome.end == "lost" else values if told else None
+    return [found.get(pair) for pair in asked]
+
+
+def shown(count: int) -> list[int]:
+    """The inputs that a prompt shows, in order."""
+    return sorted(SHOWN[:count])
+
+
+def question(inputs: Sequence[int], values: Sequence[int]) -> str:
+    return " ".join(f"{x}>{y}" for x, y in zip(inputs, values, strict=False)) + " |"
+
+
+@cache
+def _functions(family: Family, count: int) -> list[Node]:
+    """Functions of which no two look alike at the inputs shown; of those that do, the shortest met. In one order.
+
+    They are dealt from several times as many, where there are: else the splits would take the simplest, met first,
+    and leave the teacher none of them.
+    """
+    rng, found = random.Random(0), dict[tuple[int, ...], Node]()
+    inputs = shown(family[-1])
+    for _ in range(40 * count):
+        node = draw(family, rng)
+        if node is None:
+            continue
+        look = tuple(expressions.outputs(node, inputs) or ())
+        if look not in found or len(expressions.write(node)) < len(expressions.write(found[look])):
+            found[look] = node
+        if len(found) == 6 * count:
+            break
+    if len(found) < count:
+        raise StockpotError(
+            f"only {len(found)} functions of this kind look different, fewer than train_prompts + test_prompts: lower "
+            "those or raise task.operations, constants or shown."
+        )
+    dealt = list(found.values())
+    rng.shuffle(dealt)
+    return dealt[:count]
