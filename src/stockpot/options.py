@@ -78,7 +78,7 @@ class HistoryOptions:
 class BenchOptions:
     """Make a study's runs, those that are missing, and print its tables and verdicts."""
 
-    study: Annotated[Positional[Literal["soup"]], arg(metavar="STUDY")]
+    study: Annotated[Positional[Literal["soup", "spo"]], arg(metavar="STUDY")]
     """Which study."""
     out: Path | None = None
     """Folder of its results; default runs/bench-STUDY."""

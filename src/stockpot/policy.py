@@ -187,11 +187,9 @@ class Policy:
         """One optimiser step over all micro-batches; `watch` for diagnostics. What is not finite skips it, told so."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        critic = self.critic
-        if critic is not None:
+        if (critic := self.critic) is not None:
             critic.begin()
-        views: list[diagnostics.View] = []
-        notes: list[Mapping[str, Tensor]] = []
+        views, notes = list[diagnostics.View](), list[Mapping[str, Tensor]]()
         distant = kl.active or algorithm.needs_reference
         sums, skipped = {"loss": 0.0} | ({"kl_to_reference": 0.0} if distant else {}), ""
         with self.precision():  # around all passes, so that weights are cast to bfloat16 once

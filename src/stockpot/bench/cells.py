@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from stockpot import console
 from stockpot.config import Config, to_json
+from stockpot.prefixes import Offline
 from stockpot.record import Run, commit, write_whole
 from stockpot.start import prepare
 from stockpot.train import train
@@ -155,9 +156,9 @@ def run_one(cell: Cell, folder: Path) -> None:
     model = str(folder / "starts" / cell.start) if cell.start else cell.config.model
     begun, start = (place / "config.json").exists(), time.time()
     config = replace(cell.config, model=model)
-    if cell.history:
+    if isinstance(cell.config.prefixes, Offline) and cell.history:
         path = str(folder / "runs" / cell.history / "history.sqlite")
-        config = replace(config, prefixes=replace(config.prefixes, path=path))  # type: ignore[call-arg]
+        config = replace(config, prefixes=replace(cell.config.prefixes, path=path))
     quietly(folder / "logs" / f"{cell.key}.txt", lambda: train(config, place, resume=begun))
     kept = to_dict(cell.name, Run.open(place), time.time() - start)
     write_whole(folder / "results" / f"{cell.key}.json", json.dumps(kept) + "\n")

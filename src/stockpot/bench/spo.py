@@ -1,0 +1,168 @@
+"""Does SPO keep its promises here? PPO with a critic, GRPO and SPO, on programs found from inputs and outputs.
+
+Learning rates, and SPO's beta, are chosen on tuning seeds alone; ablations run on tuning seeds too, since defaults
+follow from them; the table's figures come from seeds that nothing was chosen on. Evaluation is the paper's: 20 samples
+at temperature 0.4 and top-p 0.95.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import stdev
+from typing import Any, ClassVar
+
+from stockpot.algorithms import GRPO, PPO, SPO
+from stockpot.algorithms.base import CriticOptions
+from stockpot.bench.cells import Cell, Result, Study
+from stockpot.bench.grid import Grid
+from stockpot.bench.tables import Claim, table, verdict
+from stockpot.config import Config, Evaluation
+from stockpot.passk import over_seeds
+from stockpot.policy import Learner
+from stockpot.prefixes import Demonstrations, NoPrefixes, Offline
+from stockpot.tasks import Induction
+from stockpot.types import Sampling
+
+STEPS, EVERY = 60, 20
+RATES = (1e-4, 2e-4, 4e-4)
+TUNING, SEEDS = 100, (0, 1, 2, 3, 4)
+TASK = "induction"
+CRITIC = CriticOptions(kind="separate", learning_rate=4e-4)
+SQUARED = SPO()
+HALF = Demonstrations(exactly=4)
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"algorithm": GRPO()},
+    "ppo": {"algorithm": PPO(critic=CRITIC)},
+    "spo-squared": {"algorithm": SQUARED},
+    "spo-cross-entropy": {"algorithm": replace(SQUARED, form="cross-entropy")},
+    "spo-advantage": {"algorithm": replace(SQUARED, form="advantage")},
+    "spo-half-online": {"algorithm": SQUARED, "prefixes": HALF},
+}
+"""Half-online: half of every group are solutions by outsiders, in a style that the policy finds unlikely."""
+OFFLINE = {"spo-offline": "spo-squared", "ppo-offline": "ppo"}
+"""Methods that learn from the history of GRPO's run with the same seed alone, each with the settings of another."""
+FIGURES = ("test/pass@1", "test/pass@10", "test/distinct", "test/entropy")
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "beta 0.03": {"algorithm": replace(SQUARED, beta=0.03)},
+    "beta 0.3": {"algorithm": replace(SQUARED, beta=0.3)},
+    "beta 1": {"algorithm": replace(SQUARED, beta=1.0)},
+    "form: cross-entropy": {"algorithm": replace(SQUARED, form="cross-entropy")},
+    "form: advantage": {"algorithm": replace(SQUARED, form="advantage")},
+    "Q0: 4 samples": {"algorithm": replace(SQUARED, samples=4)},
+    "Q0: 64 samples": {"algorithm": replace(SQUARED, samples=64)},
+    "Q0: of the group": {"algorithm": replace(SQUARED, q0="group")},
+    "Q0: online": {"algorithm": replace(SQUARED, q0="online")},
+    "length: mean": {"algorithm": replace(SQUARED, length="mean")},
+    "refresh every 10": {"refresh_every": 10},
+}
+ABLATION_SEEDS = (100, 101, 102)
+GRID = Grid([*METHODS, *OFFLINE], [TASK], RATES, SEEDS, FIGURES, TUNING)
+CLAIMS = [
+    Claim("SPO ends above PPO in pass@10", "spo-squared", "ppo", "test/pass@10", 1),
+    Claim("SPO ends above PPO in pass@1", "spo-squared", "ppo", "test/pass@1", 1),
+    Claim("half-online SPO ends above PPO in pass@10", "spo-half-online", "ppo", "test/pass@10", 1),
+    Claim("half-online ends above online in pass@10", "spo-half-online", "spo-squared", "test/pass@10", 1),
+    Claim("half-online ends above online in pass@1", "spo-half-online", "spo-squared", "test/pass@1", 1),
+    Claim("SPO keeps more distinct programs than PPO", "spo-squared", "ppo", "test/distinct", 1),
+    Claim("offline, SPO ends above PPO in pass@1", "spo-offline", "ppo-offline", "test/pass@1", 1),
+    Claim("offline, SPO ends above PPO in pass@10", "spo-offline", "ppo-offline", "test/pass@10", 1),
+]
+
+
+def config(seed: int, rate: float, **changes: Any) -> Config:
+    """One run of the table."""
+    base = Config(
+        task=Induction(),
+        prefixes=NoPrefixes(),
+        learner=Learner(learning_rate=rate, tokens_per_pass=2048),
+        evaluation=Evaluation(samples=20, ks=(10,), prompts=128, every=EVERY, sampling=Sampling(0.4, top_p=0.95)),
+        steps=STEPS,
+        prompts_per_step=16,
+        group_size=8,
+        max_tokens=48,
+        checkpoint_every=EVERY,
+        keep_checkpoints=1,
+        seed=seed,
+    )
+    return replace(base, **changes)
+
+
+@dataclass(frozen=True)
+class SPOStudy(Study):
+    """`stockpot bench spo`."""
+
+    name: ClassVar[str] = "spo"
+    parts: ClassVar[tuple[str, ...]] = ("tune", "main", "offline", "ablate")
+
+    def starts(self) -> dict[str, Config]:
+        return {f"{TASK}-{s}": config(s, RATES[0]) for s in (TUNING, *SEEDS)}
+
+    def cells(self, part: str, results: Mapping[str, Result]) -> list[Cell]:
+        if part == "tune":
+            return [
+                Cell(f"tune {m} {TASK} {rate:g}", config(TUNING, rate, **changes), f"{TASK}-{TUNING}")
+                for m, changes in METHODS.items()
+                for rate in RATES
+            ]
+        if part == "main":
+            return [self.main(m, seed, results) for seed in SEEDS for m in METHODS]
+        if part == "offline":
+            return [self.offline(m, seed, results) for seed in SEEDS for m in OFFLINE]
+        rate = GRID.rate_of("spo-squared", results)
+        return [
+            Cell(f"ablate {name} {seed}", config(seed, rate, **{"algorithm": SQUARED} | changes), f"{TASK}-{TUNING}")
+            for seed in ABLATION_SEEDS
+            for name, changes in ABLATIONS.items()
+        ]
+
+    def main(self, method: str, seed: int, results: Mapping[str, Result]) -> Cell:
+        """One method's run; GRPO's is kept, since others learn from its history."""
+        made = config(seed, GRID.rate_of(method, results), **METHODS[method])
+        return Cell(f"main {method} {TASK} {seed}", made, f"{TASK}-{seed}", keep=method == "grpo")
+
+    def offline(self, method: str, seed: int, results: Mapping[str, Result]) -> Cell:
+        """A run that generates nothing."""
+        like, source = OFFLINE[method], self.main("grpo", seed, results)
+        changes = METHODS[like] | {"prefixes": Offline(path=source.key, share=1.0)}
+        made = config(seed, GRID.rate_of(like, results), **changes)
+        return Cell(f"main {method} {TASK} {seed}", made, f"{TASK}-{seed}", history=source.key)
+
+    def report(self, results: Mapping[str, Result], folder: Path) -> str:
+        tables = [GRID.tuned(results), GRID.compared(TASK, results, {}, FIGURES[:2])]
+        tables += [GRID.verdicts(CLAIMS, results), over_training(results), steadiness(results)]
+        tables += [GRID.ablated([*ABLATIONS], ABLATION_SEEDS, TASK, results, {})]
+        return "\n\n".join(text for text in tables if text)
+
+
+def over_training(results: Mapping[str, Result]) -> str:
+    """pass@1 and pass@10 at every evaluation, and whether pass@10 slips from its best while pass@1 rises."""
+    rows = []
+    for m, runs in GRID.finished(TASK, results).items():
+        for figure in FIGURES[:2]:
+            at = [over_seeds([one.evaluations[i][figure] for one in runs]) for i in range(len(runs[0].evaluations))]
+            late = over_seeds([one.evaluations[-1][figure] - one.evaluations[1][figure] for one in runs])
+            found = verdict(late, -1 if figure == FIGURES[1] else 1)
+            rows.append([m, figure.removeprefix("test/"), *(f"{one.mean:.3f}" for one in at), f"{late:+}", found])
+    steps = [f"step {e['step']:.0f}" for e in next(iter(results.values())).evaluations] if rows else []
+    head = ["method", "figure", *steps, f"end - step {EVERY}", "pass@1 rises / pass@10 slips"]
+    return table("Over training, means over seeds", head, rows)
+
+
+def steadiness(results: Mapping[str, Result]) -> str:
+    """How far a method's end depends on the seed and on the learning rate."""
+    rows = []
+    for m, runs in GRID.finished(TASK, results).items():
+        tuned = [results[name] for rate in RATES if (name := f"tune {m} {TASK} {rate:g}") in results]
+        cells = [m]
+        for figure in FIGURES[:2]:
+            values = [one.last(figure) for one in tuned]
+            cells.append(f"{stdev([one.last(figure) for one in runs]):.3f}")
+            cells.append(f"{max(values) - min(values):.3f}" if values else "")
+        rows.append(cells)
+    head = ["method"]
+    for figure in FIGURES[:2]:
+        head += [f"{figure.removeprefix('test/')}: deviation over seeds", "range over rates"]
+    return table("Steadiness at the end", head, rows)
