@@ -11,6 +11,7 @@ leaves some 1e-8. One tree proves nothing about size, so there are several: the 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from stockpot import batching, ops
-from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, TOPR, Algorithm, AsymRE, ExGRPO, Reinforce
+from stockpot.algorithms import GRPO, LUFFY, M2PO, PPO, RLOO, TOPR, Algorithm, AsymRE, ExGRPO, Reinforce
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.types import Author, Batch, Group, Prompt, Rollout, Span
 
@@ -134,7 +135,7 @@ class Tree:
         return Rollout(PROMPT, spans, REWARD[sequence])
 
     def ascent(
-        self, algorithm: Algorithm, rollouts: Sequence[Rollout], advantages: Sequence[float], weights: Tensor
+        self, algorithm: Algorithm, rollouts: Sequence[Rollout], advantages: Sequence[Any], weights: Tensor
     ) -> Tensor:
         """-gradient of the algorithm's loss, each rollout weighted by its probability."""
         batch = collate(rollouts, advantages)
@@ -151,6 +152,23 @@ class Tree:
         base = float(self.value(self.policy))
         rollouts = [self.written(sequence, head, trained=trained) for sequence in SEQUENCES]
         return self.ascent(algorithm, rollouts, [REWARD[s] - base for s in SEQUENCES], self.odds(head, self.policy))
+
+    def worth(self, off: float = 0.0) -> list[Tensor]:
+        """V before each token of each sequence: what is expected there, and `off` (times some number) beside it."""
+        chance, rewards = chances(self.policy), torch.tensor([REWARD[s] for s in SEQUENCES], dtype=torch.float64)
+        met = {c: torch.tensor([s[: len(c)] == c for s in SEQUENCES]) for c in CONTEXTS}
+        true = {c: float((chance * rewards)[m].sum() / chance[m].sum()) for c, m in met.items()}
+        table = [[true[s[:t]] + off * math.sin(7 * PLACE[s[:t]]) for t in range(LENGTH)] for s in SEQUENCES]
+        return list(torch.tensor(table, dtype=torch.float64))
+
+    def judged_ascent(
+        self, algorithm: PPO, values: Sequence[Tensor], costs: Sequence[Tensor] | None = None, *, paid: bool = True
+    ) -> Tensor:
+        """Where it goes on average on fresh rollouts with these values; without their rewards where not `paid`."""
+        rollouts = [self.written(sequence) for sequence in SEQUENCES]
+        rollouts = rollouts if paid else [replace(r, reward=0.0) for r in rollouts]
+        advantages, _ = algorithm.judge(rollouts, values, costs)
+        return self.ascent(algorithm, rollouts, [a.tolist() for a in advantages], chances(self.policy))
 
     def group_ascent(
         self, algorithm: Algorithm, size: int, advantages: Callable[[Sequence[int]], list[float]]
@@ -239,6 +257,37 @@ def policy_gradients() -> list[Claim]:
             "replay, ratio per token, weights capped at 2", Reinforce(correction="token", cap=2.0), LENGTH, (0.2, 0.5)
         ),
         claim("replay, ratio per token, clipped at 0.2", GRPO(), LENGTH, (0.3, 1.2)),
+    ]
+
+
+def critics() -> list[Claim]:
+    """Advantages from a critic, token by token, on fresh samples."""
+
+    def claim(name: str, trace: float, off: float | None, within: tuple[float, float]) -> Claim:
+        def wrong(t: Tree) -> float:
+            values = [torch.zeros(LENGTH)] * len(SEQUENCES) if off is None else t.worth(off)
+            found = t.judged_ascent(PPO(trace=trace, whiten=False), values)
+            return error(found, t.gradient(t.value))
+
+        return f"fresh, PPO, {name}", VALUE, within, wrong
+
+    def cost(trace: float) -> Callable[[Tree], float]:
+        def wrong(t: Tree) -> float:
+            own, reference = (list(token_log_probs(x).view(-1, LENGTH)) for x in (t.policy, t.reference))
+            costs = KL(1.0, estimator="k1").costs(own, reference)
+            found = t.judged_ascent(PPO(trace=trace, whiten=False), t.worth(0.2), costs, paid=False)
+            return error(-found, t.gradient(t.divergence))
+
+        return wrong
+
+    return [
+        claim("lambda 1, a critic off by 0.2", 1.0, 0.2, EXACT),
+        claim("lambda 0.95, a critic that is right", 0.95, 0.0, EXACT),
+        claim("lambda 0, a critic that is right", 0.0, 0.0, EXACT),
+        claim("lambda 0.95, a critic off by 0.2", 0.95, 0.2, (0.001, 0.5)),
+        claim("lambda 0.95, a critic that says 0", 0.95, None, (0.001, 0.5)),
+        claim("lambda 0, a critic off by 0.2", 0.0, 0.2, (0.05, 5.0)),
+        ("k1 as cost of each token, PPO, lambda 1", KL_SEQUENCE, EXACT, cost(1.0)),
     ]
 
 
@@ -410,7 +459,7 @@ def entropies() -> list[Claim]:
     ]
 
 
-CLAIMS = [*policy_gradients(), *off_policy(), *prefixes(), *baselines(), *divergences(), *entropies()]
+CLAIMS = [*policy_gradients(), *critics(), *off_policy(), *prefixes(), *baselines(), *divergences(), *entropies()]
 
 
 @dataclass(frozen=True)

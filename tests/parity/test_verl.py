@@ -16,7 +16,8 @@ from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.workers.config import FSDPActorConfig  # noqa: E402
 
 from stockpot import ops  # noqa: E402
-from stockpot.algorithms import GRPO, RLOO, Algorithm, dapo, dr_grpo, gspo  # noqa: E402
+from stockpot.algorithms import GRPO, PPO, RLOO, Algorithm, dapo, dr_grpo, gspo  # noqa: E402
+from stockpot.critic import value_terms  # noqa: E402
 from stockpot.types import Group, Prompt, Rollout  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -93,6 +94,38 @@ def test_advantages_are_verls(name: str, algorithm: Algorithm, options: dict[str
         rollouts = tuple(Rollout(prompt, (), reward) for reward in REWARDS[start : start + GROUP])
         ours += algorithm.advantages(Group(prompt, rollouts))
     torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), peer[:, 0].double(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("gamma", "trace"), [(1.0, 1.0), (1.0, 0.95), (0.9, 0.5)])
+def test_generalised_advantages_and_returns_are_verls(gamma: float, trace: float) -> None:
+    """Rewards at the last token, costs at every token; verl always whitens."""
+    step = Step.make(6)
+    lengths = [len(r) for r in step.rollouts]
+    values, costs = (0.5 * torch.randn(sum(lengths), dtype=torch.float64) for _ in range(2))
+    rewards = step.rectangle(-costs)
+    for row, (written, length) in enumerate(zip(step.rollouts, lengths, strict=True)):
+        rewards[row, length - 1] += written.reward or 0.0
+    mask = step.mask.double()
+    peer, peer_returns = core_algos.compute_gae_advantage_return(rewards, step.rectangle(values), mask, gamma, trace)
+    advantages, returns = PPO(gamma=gamma, trace=trace).judge(
+        step.rollouts, values.split(lengths), costs.split(lengths)
+    )
+    torch.testing.assert_close(torch.cat(advantages), peer[step.mask], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(torch.cat(returns), peer_returns[step.mask], rtol=0, atol=TOLERANCE)
+
+
+def test_the_clipped_value_loss_is_verls() -> None:
+    """On average over tokens, with the share of clipped ones."""
+    step = Step.make(7)
+    old, returns = (torch.randn(len(step.log_probs), dtype=torch.float64) for _ in range(2))
+    values = (old + 0.3 * torch.randn_like(old)).requires_grad_()
+    terms, clipped = value_terms(values, old, returns, 0.2)
+    rows = (step.rectangle(x) for x in (values, returns, old))
+    peer, share = core_algos.compute_value_loss(*rows, step.mask.double(), 0.2)
+    ours = terms.mean()
+    gradients = [torch.autograd.grad(x, values)[0] for x in (ours, peer)]
+    assert_parity((ours.detach(), gradients[0]), (peer.detach(), gradients[1]))
+    assert clipped.double().mean().item() == pytest.approx(float(share)) and 0 < float(share) < 1
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])

@@ -19,7 +19,8 @@ class PPO(ActorCritic):
 
     A_t = d_t + gamma trace A_(t+1),  d_t = r_t + gamma V_(t+1) - V_t: generalised advantages (arXiv 1506.02438). V_t is
     the worth of the prompt and the tokens before t. The reward comes with the last token, V is 0 behind it. The critic
-    learns the returns A_t + V_t, with A_t before it is whitened. w_t = pi(y_t) / author(y_t), each token against whoever wrote it.
+    learns the returns A_t + V_t, with A_t before it is whitened. w_t = pi(y_t) / author(y_t), each token against
+    whoever wrote it.
 
     A response that ran out of room is judged like any other: its reward is final, nothing is expected behind it.
     Tokens that are not trained (an untrained prefix, what a tool wrote) are part of the world: the next value after a
