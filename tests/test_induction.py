@@ -235,7 +235,7 @@ def test_a_failing_sandbox_gives_no_number(monkeypatch: pytest.MonkeyPatch) -> N
         def run(self, jobs: list[Calls], limits: Limits) -> list[Outcome]:
             return [Outcome("lost") for _ in jobs]
 
-    monkeypatch.setattr("stockpot.sandbox.shared", Broken)
+    monkeypatch.setattr("stockpot.tasks.induction.shared_sandbox", Broken)
     task = replace(TASKS[0], judge="sandbox")
     values = task.reward(["?"] * 2, ["x", "x["], inputs=[[1], [1]], outputs=[[1], [1]])
     assert math.isnan(values[0]) and values[1] == 0.0

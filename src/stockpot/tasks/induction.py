@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args
 
+from stockpot.sandbox import Calls, Limits
+from stockpot.sandbox import shared as shared_sandbox
 from stockpot.tasks import expressions
 from stockpot.tasks.authors import HIDDEN, OPERATIONS, SHOWN, Family, draw, outsider, slip, vary
 from stockpot.tasks.base import EmbeddedTask, Split
@@ -28,6 +30,8 @@ CHARACTERS = "0123456789x+-*/%(),<>=| abeflmins"
 """All that can be asked or answered, a token each."""
 LOST: list[int] = []
 """In place of the outputs of an expression that the sandbox failed to run."""
+PER_JOB = 128
+"""Expressions that the sandbox runs in one job."""
 Judge = Literal["sandbox", "interpreter"]
 
 
@@ -171,19 +175,27 @@ class Induction(EmbeddedTask):
 
 
 def sandboxed(texts: Sequence[str], inputs: Sequence[Sequence[int]]) -> list[list[int] | None]:
-    """As `expressions.evaluate`, but Python runs what can be read: one job for each that differs from the others."""
-    from stockpot.sandbox import Calls, Limits, shared
-
+    """As `expressions.evaluate`, but Python runs what can be read, many to a job: none can reach beyond itself."""
     asked = list(zip(texts, map(tuple, inputs), strict=True))
-    wanted = {pair for pair in asked if expressions.parse(pair[0]) is not None}
-    order = sorted(wanted)
-    jobs = [Calls("", f"lambda x: {text.strip()}", [[x] for x in xs]) for text, xs in order]
+    order = sorted({pair for pair in asked if expressions.parse(pair[0]) is not None})
     found: dict[tuple[str, tuple[int, ...]], list[int] | None] = {}
-    for pair, outcome in zip(order, shared().run(jobs, Limits(seconds=2.0)) if jobs else (), strict=True):
-        values = [value.value for value in outcome.values]
-        told = len(values) == len(pair[1]) and all(not v.error and type(v.value) is int for v in outcome.values)
-        found[pair] = LOST if outcome.end == "lost" else values if told else None
+    for first in range(0, len(order), PER_JOB):
+        found |= zip(order[first : first + PER_JOB], _run(order[first : first + PER_JOB]), strict=False)
     return [found.get(pair) for pair in asked]
+
+
+def _run(pairs: Sequence[tuple[str, tuple[int, ...]]]) -> list[list[int] | None]:
+    """The outputs of expressions at their inputs, in one job; if that does not end well, each in a job of its own."""
+    rows = ",\n".join(f"(lambda x: ({text}), {inputs})" for text, inputs in pairs)
+    call = Calls(
+        f"rows = [\n{rows},\n]", "lambda i: [rows[i][0](x) for x in rows[i][1]]", [[i] for i in range(len(pairs))]
+    )
+    (outcome,) = shared_sandbox().run([call], Limits(seconds=5.0))
+    if not outcome.ok and len(pairs) > 1:
+        return [values for pair in pairs for values in _run([pair])]
+    if outcome.end == "lost":
+        return [LOST] * len(pairs)
+    return [value.value if not value.error and outcome.ok else None for value in outcome.values]
 
 
 def shown(count: int) -> list[int]:
