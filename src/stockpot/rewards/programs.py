@@ -23,6 +23,8 @@ from typing import Any, Literal
 from stockpot.sandbox import Job, Limits, Outcome, Program, Sandbox, Tests, shared
 from stockpot.types import StockpotError
 
+HOLDERS = ("tests", "test", "input_output", "public_tests", "private_tests", "generated_tests")
+"""Columns that hold inputs and outputs, or lists of them."""
 BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.M | re.S)
 
 
@@ -34,10 +36,10 @@ class Checks:
     setup: str = ""
     entry: str = ""
     pairs: tuple[tuple[str, str], ...] = ()
-    function: bool = False
-    """Whether pairs are arguments and result of `entry`, as JSON, instead of standard input and output."""
     begun: str = ""
     """Code that the completion goes on from, or builds on."""
+    after: str = ""
+    """Code that is put behind the completion's."""
 
     def __len__(self) -> int:
         return len(self.tests) + len(self.pairs)
@@ -98,12 +100,14 @@ class Programs:
         if not most or len(check) <= most:
             return check
         self.counts["tests cut"] += len(check) - most
-        return Checks(check.tests[:most], check.setup, check.entry, check.pairs[:most], check.function, check.begun)
+        return Checks(check.tests[:most], check.setup, check.entry, check.pairs[:most], check.begun, check.after)
 
     def code(self, completion: Any) -> str | None:
         """The program in a completion; None where there is none."""
         text = completion if isinstance(completion, str) else str(completion[-1]["content"]) if completion else ""
-        found = [code for name, code in BLOCK.findall(text) if name.lower() in ("", "python", "py", "python3")]
+        found: list[str] = [
+            code for name, code in BLOCK.findall(text) if name.lower() in ("", "python", "py", "python3")
+        ]
         if not found:
             return text if self.bare and text.strip() else None
         if self.block == "only" and len(found) != 1:
@@ -154,13 +158,7 @@ def jobs(code: str, check: Checks, done: int, width: int) -> list[tuple[Job, str
     if check.begun and not defines(code, check.entry):
         whole = check.begun.rstrip("\n") + "\n" + code
     if check.tests:
-        return [] if done else [(Tests(whole, check.tests, check.setup, check.entry), None)]
-    if check.function:
-        if done:
-            return []
-        tests = [f"assert {check.entry}(*{json_literal(given)}) in {wanted(want)}" for given, want in check.pairs]
-        name = check.entry
-        return [(Tests(f"{code}\nif 'Solution' in globals(): {name} = Solution().{name}", tests, "", name), None)]
+        return [] if done else [(Tests(whole + check.after, check.tests, check.setup, check.entry), None)]
     return [(Program(whole, given), want) for given, want in check.pairs[done : done + width]]
 
 
@@ -170,17 +168,6 @@ def defines(code: str, name: str) -> bool:
         return any(getattr(node, "name", "") == name for node in ast.parse(code).body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-
-
-def json_literal(text: str) -> str:
-    """JSON lines, one per argument, as a Python tuple."""
-    return repr(tuple(json.loads(line) for line in text.splitlines() if line.strip()))
-
-
-def wanted(text: str) -> str:
-    """A result as JSON: as it is, or the one thing in a list, as APPS writes it."""
-    value = json.loads(text)
-    return repr([value, *value[:1]] if isinstance(value, list) else [value])
 
 
 def alike(got: str, want: str, tolerance: float = 0.0) -> bool:
@@ -211,19 +198,29 @@ def checks_of(row: Mapping[str, Any], prompt: Any) -> Checks:
     if row.get("test_list") is not None:
         setup = [row.get("test_setup_code") or "", *(opened(row.get("test_imports")) or ())]
         return Checks(tuple(map(str, opened(row["test_list"]) or ())), "\n".join(setup))
-    found: list[tuple[str, str]] = []
-    entry = ""
-    for name in ("tests", "test", "input_output", "public_tests", "private_tests", "generated_tests"):
-        held = opened(row.get(name))
-        found += pairs(held)
-        entry = entry or (str(held.get("fn_name") or "") if isinstance(held, Mapping) else "")
-    found += pairs(row) if row.get("inputs") is not None else []
-    if not found and not any(name in row for name in ("inputs", "tests", "test", "input_output", "public_tests")):
+    held = [opened(row[name]) for name in HOLDERS if row.get(name) is not None]
+    held += [row] if row.get("inputs") is not None else []
+    if not held:
         raise StockpotError(
-            f"the programs reward finds no tests among the columns {', '.join(sorted(row))}: it reads test + "
-            "entry_point, test_list, inputs + outputs, input_output, tests, or public_tests and private_tests."
+            f"the programs reward finds no tests among the columns {', '.join(sorted(row)) or '(none)'}: it reads test "
+            "+ entry_point, test_list, inputs + outputs, input_output, tests, or public_tests and private_tests."
         )
-    return Checks(pairs=tuple(found), entry=entry, function=bool(entry))
+    for holder in held:
+        if isinstance(holder, Mapping) and holder.get("fn_name"):
+            return _function(str(holder["fn_name"]), holder)
+    return Checks(pairs=tuple((text(given), text(want)) for holder in held for given, want in pairs(holder)))
+
+
+def _function(name: str, holder: Mapping[str, Any]) -> Checks:
+    """Pairs of arguments and result, as APPS and TACO write them for problems that want a function."""
+    tests = []
+    for given, want in pairs(holder):
+        if isinstance(given, str):
+            given = [opened(line) for line in given.splitlines()]
+        results = [want, *want] if isinstance(want, list | tuple) and len(want) == 1 else [want]
+        tests.append(f"assert {name}(*{list(given)!r}) in {results!r}")
+    after = f"\nif 'Solution' in globals(): {name} = Solution().{name}"
+    return Checks(tuple(tests), entry=name, after=after)
 
 
 def opened(value: Any) -> Any:
@@ -240,16 +237,16 @@ def opened(value: Any) -> Any:
         return None
 
 
-def pairs(held: Any) -> list[tuple[str, str]]:
+def pairs(held: Any) -> list[tuple[Any, Any]]:
     """(input, output) pairs of {inputs, outputs}, {input, output}, or a list of {input: {stdin}, output: {stdout}}."""
     if isinstance(held, Mapping):
         given = opened_list(held.get("inputs", held.get("input")))
         want = opened_list(held.get("outputs", held.get("output")))
         if len(given) != len(want):
             raise StockpotError(f"a row has {len(given)} inputs for {len(want)} outputs: mend the data set.")
-        return [(text(a), text(b)) for a, b in zip(given, want, strict=True)]
+        return list(zip(given, want, strict=True))
     if isinstance(held, Sequence) and not isinstance(held, str):
-        return [(text(item["input"]), text(item["output"])) for item in held if isinstance(item, Mapping)]
+        return [(item["input"], item["output"]) for item in held if isinstance(item, Mapping)]
     return []
 
 
@@ -260,12 +257,12 @@ def opened_list(value: Any) -> list[Any]:
 
 
 def text(value: Any) -> str:
-    """One input or output: text, {stdin: text}, a list of lines, or a value for a function, as JSON."""
+    """One input or output: text, {stdin: text}, {stdout: text}, or a list of lines."""
     if isinstance(value, Mapping):
         return text(value.get("stdin", value.get("stdout", "")))
-    if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
-        return "\n".join(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, list | tuple):
+        return "\n".join(map(str, value))
+    return str(value)
 
 
 reward = Programs()

@@ -24,7 +24,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any, BinaryIO, NamedTuple
 
 from . import child, judge, landlock, limits, seccomp
@@ -132,7 +132,7 @@ def spawn(job: dict[str, Any], ends: list[int], locks: Locks, body: Callable[[],
 
 def serve(job: dict[str, Any], wire: socket.socket, locks: Locks) -> dict[str, Any]:
     """A candidate: fork, watch, tell."""
-    tested, deadline = job["do"] == "tests", monotonic() + job["seconds"]
+    tested, deadline, began = job["do"] == "tests", monotonic() + job["seconds"], process_time()
     stdin = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     put(stdin, job.pop("stdin", "").encode(errors="replace"))
     os.lseek(stdin, 0, os.SEEK_SET)
@@ -149,18 +149,19 @@ def serve(job: dict[str, Any], wire: socket.socket, locks: Locks) -> dict[str, A
     for end in (stdin, null, output[1], values[1]):
         os.close(end)
     came, why = watch([output[0], values[0]], deadline, job["most"], wire.fileno() if tested else -1)
-    status = end_of(pid)
+    status, used = end_of(pid)
     if tested and not wire.recv(1):
         sys.exit(1)
     for pipe in (output[0], values[0]):
         os.close(pipe)
     out, told = (data.decode(errors="replace") for data in came)
-    return {"end": why, "code": status, "stdout": out, "told": told}
+    return {"end": why, "code": status, "stdout": out, "told": told, "cpu_ms": used + own(began)}
 
 
 def judging(incoming: BinaryIO, outgoing: BinaryIO, wire: socket.socket, locks: Locks) -> None:
     """The server of tests. It is told the tests, then handed the way to the candidate."""
     while (job := receive(incoming)) is not None:
+        began = process_time()
         _, handed, _, _ = socket.recv_fds(wire, 1, 1)
         if not handed:
             return
@@ -170,10 +171,16 @@ def judging(incoming: BinaryIO, outgoing: BinaryIO, wire: socket.socket, locks: 
         for end in (null, verdict[1], handed[0]):
             os.close(end)
         came, why = watch([verdict[0]], monotonic() + job["seconds"] + GRACE, job["most"], -1)
-        status = end_of(pid)
+        status, used = end_of(pid)
         os.close(verdict[0])
         wire.sendall(b"d")
-        send(outgoing, {"end": why, "code": status, "told": came[0].decode(errors="replace")})
+        told = came[0].decode(errors="replace")
+        send(outgoing, {"end": why, "code": status, "told": told, "cpu_ms": used + own(began)})
+
+
+def own(began: float) -> float:
+    """Milliseconds that this server itself has worked."""
+    return (process_time() - began) * 1000
 
 
 def put(file: int, data: bytes) -> None:
@@ -182,13 +189,14 @@ def put(file: int, data: bytes) -> None:
         data = data[os.write(file, data) :]
 
 
-def end_of(pid: int) -> int:
-    """Kill what is left of a child, and its exit code."""
+def end_of(pid: int) -> tuple[int, float]:
+    """Kill what is left of a child; its exit code, and the milliseconds that it had of the processor."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _, status, used = os.wait4(pid, 0)
+    return os.waitstatus_to_exitcode(status), (used.ru_utime + used.ru_stime) * 1000
 
 
 def watch(pipes: list[int], deadline: float, most: int, until: int) -> tuple[list[bytes], str]:
