@@ -24,9 +24,11 @@ from stockpot.algorithms.base import CriticOptions
 from stockpot.algorithms.ppo import generalised
 from stockpot.config import Config, load_recipe, to_json
 from stockpot.critic import Critic, value_terms
+from stockpot.plan.account import Plan
 from stockpot.policy import Learner, Policy, Update
 from stockpot.prefixes import NoPrefixes
 from stockpot.regularizers import KL
+from stockpot.shapes import measure
 from stockpot.types import Author, Batch, Rollout, StockpotError
 from test_loop import documented, plain
 
@@ -533,6 +535,28 @@ def test_comparing_losses_leaves_out_what_needs_a_critic(whole: dict[str, Path])
 def test_a_run_with_a_critic_can_be_evaluated(whole: dict[str, Path]) -> None:
     told = stockpot("eval", whole["separate"], "--samples", 2, "--prompts", 2)
     assert told.code == 0, told.err
+
+
+def test_a_plan_counts_the_critic_and_the_epochs() -> None:
+    """A separate critic takes as much again as the policy: weights, two moments, gradients; values take a pass."""
+    shape = measure(model().config, "tiny", "here")
+    plans = {
+        kind: Plan(
+            Config(algorithm=PPO(critic=CriticOptions(kind=kind)), prefixes=NoPrefixes(), max_tokens=32), shape, "cpu"
+        )
+        for kind in KINDS
+    }
+    bare = Plan(Config(prefixes=NoPrefixes(), max_tokens=32), shape, "cpu")
+    alone = Critic(CriticOptions(kind="separate"), model())
+    size = sum(p.numel() for name, p in alone.parameters() if name.startswith("backbone"))
+    assert plans["separate"].critic_size == size
+    assert plans["separate"].peak("learning") - bare.peak("learning") == 16 * size
+    assert plans["head"].peak("learning") == bare.peak("learning")
+    once, twice = (replace(bare, config=replace(bare.config, epochs=n)).operations().learn for n in (1, 2))
+    assert twice == 2 * once
+    head, separate = (plans[kind].operations().learn for kind in KINDS)
+    one_pass = head - once
+    assert one_pass > 0 and separate - head == pytest.approx(3 * one_pass)
 
 
 def test_the_ratio_and_its_clip_are_grpos(rng: random.Random) -> None:

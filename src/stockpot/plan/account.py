@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stockpot import scoring
+from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
 from stockpot.plan.base import (
     CACHED,
@@ -110,6 +111,17 @@ class Plan:
         attention = (MASTER if plain else b) * (2 * wide + 2 * narrow) + b * wide  # q, k, v, their result; o's input
         return stream + normed + heads + attention + 4 * b * shape.intermediate
 
+    @property
+    def critic(self) -> str:
+        """The kind of critic; empty where the algorithm has none. A head's own weights are too few to count."""
+        algorithm = self.config.algorithm
+        return algorithm.critic.kind if isinstance(algorithm, ActorCritic) else ""
+
+    @property
+    def critic_size(self) -> int:
+        """Parameters of a separate critic: the policy's, but for the head where that is not the embedding."""
+        return self.shape.parameters - (0 if self.shape.tied else self.shape.embedding)
+
     # --- memory -----------------------------------------------------------------------------------------------------
 
     def parts(self) -> Iterator[Part]:
@@ -126,6 +138,11 @@ class Plan:
         yield Part("past policy", "always", MASTER * p if live else 0, where)
         if config.refresh_every > 1:
             yield Part("policy that writes", "always", MASTER * p, f"refreshed every {config.refresh_every} steps")
+        if self.critic == "separate":
+            c = self.critic_size
+            yield Part("critic", "always", (1 + MOMENTS) * MASTER * c, f"{c:,} x {(1 + MOMENTS) * MASTER}, moments too")
+            rounded = HALF if self.mixed else 0
+            yield Part("critic's gradients", "learning", (MASTER + rounded) * c, f"{c:,} x {MASTER + rounded}")
         yield from self._sampling()
         yield from self._learning()
 
@@ -229,11 +246,11 @@ class Plan:
         if tokens.prefixed and not isinstance(config.prefixes, Replay):
             prefill += tokens.prefixed * forward(self.mean_prompt + tokens.saved / tokens.prefixed)
         scored = 1 + config.kl.in_advantage if config.kl.active else 0
-        passes = 3 + config.learner.gradient_checkpointing + scored
+        taught = (3 + config.learner.gradient_checkpointing) * config.epochs
+        passes = taught + scored + bool(self.critic) + taught * (self.critic == "separate")
         chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
-        learn = tokens.rollouts * (
-            passes * forward(self.mean_prompt + response) + (3 + chunked + scored) * head * response
-        )
+        heads = (3 + chunked) * config.epochs + scored
+        learn = tokens.rollouts * (passes * forward(self.mean_prompt + response) + heads * head * response)
         return Operations(decode, prefill, learn)
 
 
