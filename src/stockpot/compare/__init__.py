@@ -45,7 +45,7 @@ class Comparison:
 
 
 def choose(wish: str, known: Mapping[str, Callable[[], Algorithm]]) -> dict[str, Algorithm]:
-    """The losses asked for, or all that there are."""
+    """The losses asked for, or all that are policy gradients: one that regresses on a reference's log-probs is not."""
     every = {**known, **VARIANTS}
     names = [name.strip().lower().replace("_", "-") for name in wish.split(",")] if wish else list(every)
     for name in names:
@@ -53,7 +53,14 @@ def choose(wish: str, known: Mapping[str, Callable[[], Algorithm]]) -> dict[str,
             near = difflib.get_close_matches(name, every, n=1, cutoff=0.4)
             meant = f"did you mean {near[0]}? " if near else ""
             raise StockpotError(f"--losses knows no {name}; {meant}it knows {', '.join(every)}.")
-    return {name: every[name]() for name in names}
+    chosen = {name: every[name]() for name in names}
+    regressions = [name for name, algorithm in chosen.items() if algorithm.needs_reference]
+    if wish and regressions:
+        raise StockpotError(
+            f"--losses {', '.join(regressions)}: it is a regression, whose gradient estimates no policy gradient; "
+            "leave it out."
+        )
+    return {name: algorithm for name, algorithm in chosen.items() if name not in regressions}
 
 
 def compare(
