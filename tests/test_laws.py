@@ -49,7 +49,7 @@ DETACHED_WEIGHT = {
     "TOPR": "the same (tests/test_offpolicy.py has its gradient)",
 }
 REGRESSION = {
-    "SPO": "a regression on the reward: its gradient is 2 beta (r - Q_T) grad log pi of the response (tests/test_spo.py)",
+    "SPO": "a regression on the reward, of whole responses: its step on fresh samples is in tests/test_spo.py",
 }
 SHAPED = {
     "LUFFY": "what others wrote has a shaped weight even where the policy agrees; on live tokens the law holds",
