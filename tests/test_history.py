@@ -507,9 +507,9 @@ def test_another_tokenizer_is_refused(path: Path, history: History) -> None:
 
 
 def test_a_newer_format_is_refused(path: Path, history: History) -> None:
-    history._database.execute("PRAGMA user_version = 2")
+    history._database.execute("PRAGMA user_version = 3")
     for read_only in (False, True):
-        with pytest.raises(StockpotError, match="it has format 2, this stockpot knows 1; upgrade stockpot"):
+        with pytest.raises(StockpotError, match="it has format 3, this stockpot knows 2; upgrade stockpot"):
             History.open(path, read_only=read_only)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from helpers import LIVE, OLD, collate, mixed, rollout, span, tiny_model, totals, variants
 from stockpot import batching, ops
-from stockpot.algorithms import GRPO, Algorithm, Reinforce
+from stockpot.algorithms import GRPO, SPO, Algorithm, Reinforce
 from stockpot.policy import Learner, Policy, Update
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.types import Batch, Rollout, Sampling, StockpotError
@@ -98,7 +98,7 @@ def rewritten(written: Rollout, author: Policy, noise: float) -> Rollout:
 # --- 1 --------------------------------------------------------------------------------------------------------------
 
 
-@every
+@pytest.mark.parametrize("algorithm", [a for a in ALL.values() if not isinstance(a, SPO)])
 @pytest.mark.parametrize(
     "sampling", [Sampling(), WARM, Sampling(0.9, top_k=9, top_p=0.9)], ids=["plain", "warm", "cut"]
 )

@@ -97,7 +97,7 @@ class CompareLosses:
     step: int | None = None
     """The policy is the checkpoint of this step instead of the last."""
     losses: str = ""
-    """Names with commas between, as --algorithm knows them; default all of them."""
+    """Names with commas between, as --algorithm knows them; default all of them but spo, a regression."""
     ages: str = ""
     """Age bands of the stored rollouts, such as 1-3,4-15,16-; default the whole history, in thirds."""
     prompts: int = 32

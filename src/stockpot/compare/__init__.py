@@ -46,7 +46,8 @@ class Comparison:
 
 
 def choose(wish: str, known: Mapping[str, Callable[[], Algorithm]]) -> dict[str, Algorithm]:
-    """The losses asked for, or all that there are; those with a critic cannot be had, since no history holds values."""
+    """The losses asked for, or all that a history can judge: none with a critic, whose values it does not hold, and no
+    regression on a reference's log-probs, which is no policy gradient."""
     judged = [name for name, make in known.items() if isinstance(make(), ActorCritic)]
     every = {name: make for name, make in {**known, **VARIANTS}.items() if name not in judged}
     names = [name.strip().lower().replace("_", "-") for name in wish.split(",")] if wish else list(every)
@@ -57,7 +58,14 @@ def choose(wish: str, known: Mapping[str, Callable[[], Algorithm]]) -> dict[str,
             near = difflib.get_close_matches(name, every, n=1, cutoff=0.4)
             meant = f"did you mean {near[0]}? " if near else ""
             raise StockpotError(f"--losses knows no {name}; {meant}it knows {', '.join(every)}.")
-    return {name: every[name]() for name in names}
+    chosen = {name: every[name]() for name in names}
+    regressions = [name for name, algorithm in chosen.items() if algorithm.needs_reference]
+    if wish and regressions:
+        raise StockpotError(
+            f"--losses {', '.join(regressions)}: it is a regression, whose gradient estimates no policy gradient; "
+            "leave it out."
+        )
+    return {name: algorithm for name, algorithm in chosen.items() if name not in regressions}
 
 
 def compare(
