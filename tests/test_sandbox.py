@@ -172,7 +172,7 @@ def test_attack(sandbox: Sandbox, name: str) -> None:
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_forgery(sandbox: Sandbox, name: str) -> None:
-    """The first test asks what only a right program knows; the second may be met by chance, but not by a lying object."""
+    """The first test asks what only a right program knows; the second may be met by chance, not by a lying object."""
     tests = ["assert f(20) == 6765", "assert abs(f(3) - 2) < 1e-6"]
     wrong, right = sandbox.run([Tests(FORGERIES[name], tests, "# f(20) == 6765"), Tests(FIB, tests)], ROOMY)
     assert not wrong.passed[0], wrong
@@ -186,7 +186,10 @@ def test_a_lying_number_is_taken_for_what_it_is(sandbox: Sandbox) -> None:
 
 
 def test_colliding_keys_do_not_stall_the_parent(sandbox: Sandbox) -> None:
-    code = "def f(n):\n    import os, json\n    p = 2**61 - 1\n    os.write(3, json.dumps({'step': 0, 'value': {'set': [{'int': hex(i * p)} for i in range(4000)]}}).encode() + b'\\n')\n    os._exit(0)"
+    code = (
+        "import os, json\ndef f(n):\n    keys = [{'int': hex(i * (2**61 - 1))} for i in range(4000)]\n"
+        "    os.write(3, json.dumps({'step': 0, 'value': {'set': keys}}).encode() + b'\\n')\n    os._exit(0)"
+    )
     (value,) = sandbox.calls(code, "f", [(0,)]).values
     assert value.error == "no plain value"
 
