@@ -20,7 +20,7 @@ from stockpot.models import load_model
 from stockpot.options import PlanOptions, parted
 from stockpot.plan import DEVICES, Assumed, Plan, cures
 from stockpot.policy import Learner, Policy
-from stockpot.prefixes import FromHistory, NoPrefixes, Replay
+from stockpot.prefixes import FromCheckpoints, FromHistory, NoPrefixes, Replay
 from stockpot.regularizers import KL
 from stockpot.samplers.torch import TorchSampler
 from stockpot.shapes import PUBLISHED, Shape, measure, published, shape_of
@@ -101,7 +101,7 @@ def test_memory_of_a_small_model_by_hand() -> None:
     # stream and norm 4 x 4 x 32, five copies in half precision, q k v and two results, four of the MLP
     layer = 16 * 32 + 10 * 32 + 2 * (3 * 32 + 2 * 16) + 8 * 48
     assert found["activations"] == 90 * 3 * layer
-    assert found["reference model"] == found["snapshots"] == 0
+    assert found["reference model"] == found["past policy"] == 0
     checkpointed = small(learner=Learner(tokens_per_pass=90, logits_mb=1, gradient_checkpointing=True))
     assert figures(checkpointed)["activations"] == 90 * 3 * 4 * 32
     assert small().needed == max(sum(p.bytes for p in small().parts() if p.phase != other) for other in
@@ -111,7 +111,8 @@ def test_memory_of_a_small_model_by_hand() -> None:
 def test_what_memory_depends_on() -> None:
     assert figures(small(kl=KL(0.1)))["reference model"] == 4 * WEIGHTS
     assert figures(small(device="cpu"))["weights, bfloat16"] == 0
-    assert figures(replace(small(), assumed=replace(ASSUMED, snapshots=3)))["snapshots"] == 12 * WEIGHTS
+    live = replace(small(), config=replace(small().config, prefixes=FromCheckpoints(longest=8)))
+    assert figures(live)["past policy"] == 4 * WEIGHTS
     assert small(decode_rows=16).columns == 10 + 12 + 20 + 8, "rows are not filled again where all fit"
     assert small(prefixes=NoPrefixes(), decode_rows=16).columns == 10 + 20 + 8
     assert small(learner=Learner(tokens_per_pass=1)).pass_tokens == 30, "a rollout is never split"
@@ -250,9 +251,13 @@ def test_where_nothing_helps_it_says_so() -> None:
 
 
 def test_options_of_the_plan_reach_it() -> None:
-    words = ("--gpu", "cpu", "--longest-prompt=20", "--snapshots", 2, "--reserve", 0.5, "--max-tokens", 64)
+    words = ("--gpu", "cpu", "--longest-prompt=20", "--reserve", 0.5, "--max-tokens", 64)
     out = stockpot("plan", "countdown", *words).out
-    assert "usable on cpu" in out and "has 20 tokens (--longest-prompt)" in out and "2 past policies" in out
+    assert (
+        "usable on cpu" in out
+        and "has 20 tokens (--longest-prompt)" in out
+        and "one at a time; 8 lie in memory" not in out
+    )
     assert "50% of the device" in out and "256 rows x" in out
 
 

@@ -356,3 +356,12 @@ def test_the_scripted_sampler_honours_prefix_room_and_key() -> None:
     for wrong in (Request(Prompt("q", [1]), 0), Request(prompt, 0, (Span(PAST, [5, 6, 7]),))):
         with pytest.raises(StockpotError):
             scripted.continue_([wrong], seed=0)
+
+
+def test_a_stop_token_within_a_prefix_ends_nothing() -> None:
+    """A prefix may hold one before its end, from another turn: read along or read at once, writing goes on after it."""
+    model, (request,) = make(), ragged(1)
+    old = Span(PAST, [9, STOPS[0], 10], [-0.1] * 3, kind="prefix")
+    requests = [replace(request, key=key, prefix=(old,)) for key in range(4)]
+    along, waiting = (sampler(model, max_rows=rows).continue_(requests, seed=3) for rows in (4, 1))
+    assert words(along) == words(waiting) and all(len(rollout) > 3 for rollout in along)

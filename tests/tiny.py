@@ -15,6 +15,7 @@ from stockpot.config import Config, Evaluation, Start
 from stockpot.policy import Learner
 from stockpot.prefixes import FromHistory
 from stockpot.regularizers import KL, EntropyBonus
+from stockpot.rewards.penalties import Penalties
 from stockpot.tasks import Countdown
 
 
@@ -52,6 +53,7 @@ recipe = Config(
     prefixes=FromHistory(share=0.5, min_age=1, max_age=3),
     entropy=EntropyBonus(0.01),
     kl=KL(0.02, reference="ema", rate=0.3),
+    penalties=Penalties(repetition=1.0),  # counted, and deserved by nobody
     learner=Learner(learning_rate=1e-3),
     evaluation=Evaluation(samples=4, prompts=8, every=2),
     steps=6,

@@ -15,6 +15,7 @@ from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, TOPR, Algorithm, ExGRPO
 from stockpot.policy import Learner
 from stockpot.prefixes import FromCheckpoints, FromHistory, PrefixRule
 from stockpot.regularizers import KL, EntropyBonus
+from stockpot.rewards.penalties import Penalties
 from stockpot.tasks.base import EmbeddedTask, Task
 from stockpot.tasks.countdown import Countdown
 from stockpot.types import Sampling, StockpotError
@@ -72,6 +73,8 @@ class Config:
     """The optimiser and its memory."""
     sampling: Sampling = Sampling()
     """The distribution that rollouts are drawn from, and at which log-probs, ratios and entropy are taken."""
+    penalties: Penalties = Penalties()
+    """What is taken off the rewards of training: repetition, responses out of room, garbled text."""
     evaluation: Evaluation = Evaluation()
     """Held-out measurement."""
     steps: int = 100

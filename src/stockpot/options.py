@@ -131,8 +131,6 @@ class PlanOptions:
     """Assumed share of max_tokens that a response has in the mean."""
     reserve: float = 0.08
     """Share of the device's memory that is left to its driver and to gaps."""
-    snapshots: int = 0
-    """Past policies kept on the device beside the live one."""
 
 
 def parted(words: list[str], kind: type) -> tuple[list[str], list[str]]:

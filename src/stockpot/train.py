@@ -92,6 +92,7 @@ class Loop:
             fresh = self.engine.sample(requests, derive(config.seed, "continuation", now))
         with clock("reward"):
             fresh, unjudged = score(fresh, config.task.reward, self.engine.tokenizer)
+            fresh, penalised = config.penalties(fresh, self.engine.tokenizer, config.max_tokens)
             written = iter(fresh)
             rollouts = [whole[slot] if slot in whole else next(written) for slot in range(len(asked) * size)]
         with clock("advantage"):
@@ -107,7 +108,7 @@ class Loop:
         metrics = describe(rollouts, config.group_size) | average([update.metrics for update in updates])
         decoded = sum(len(r) - r.prefix_length for r in fresh)
         metrics |= {"rollout/decoded": float(decoded + heads.decoded), **heads.metrics()}
-        metrics |= {"reward/unjudged": float(unjudged + heads.unjudged)}
+        metrics |= {"reward/unjudged": float(unjudged + heads.unjudged), **penalised}
         metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
         work = {"cpu": time.process_time() - worked, "decoded_per_second": decoded / clock.seconds["continuation"]}
         return metrics, clock.seconds | work

@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,8 +47,16 @@ class Cell:
     @property
     def key(self) -> str:
         """Name and configuration in one word."""
-        told = json.dumps(to_json(replace(self.config, model="")), sort_keys=True) + self.start
+        told = json.dumps(set_apart(replace(self.config, model="")), sort_keys=True) + self.start
         return f"{self.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def set_apart(value: Any) -> Any:
+    """What differs from the defaults: so an option that is new, and as it always was, makes no old result stale."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return to_json(value)
+    changed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+    return {"class": type(value).__qualname__, **{name: set_apart(one) for name, one in changed.items()}}
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,12 @@ class Study(ABC):
         """The configurations whose supervised starts the cells name."""
 
     @abstractmethod
-    def report(self, results: Mapping[str, Result]) -> str:
+    def report(self, results: Mapping[str, Result], folder: Path) -> str:
         """Tables and verdicts, from whatever is there."""
 
-    def extra(self, part: str, folder: Path, results: Mapping[str, Result]) -> None:
-        """What a part does besides runs."""
-        return None
+    def calls(self, part: str, folder: Path, results: Mapping[str, Result]) -> list[tuple[Any, ...]]:
+        """What a part does besides runs: functions with their arguments, called in the pool."""
+        return []
 
 
 def run_study(study: Study, folder: Path, parts: Sequence[str], jobs: int) -> dict[str, Result]:
@@ -114,7 +122,7 @@ def run_study(study: Study, folder: Path, parts: Sequence[str], jobs: int) -> di
             together(pool, f"{study.name}: starts", [(teach_one, name, config, folder) for name, config in teach])
             together(pool, f"{study.name}: {part}", [(run_one, cell, folder) for cell in cells])
             results = load(folder)
-            study.extra(part, folder, results)
+            together(pool, f"{study.name}: {part}", study.calls(part, folder, results))
     return load(folder)
 
 

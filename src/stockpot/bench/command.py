@@ -24,4 +24,4 @@ def go(options: BenchOptions) -> None:
     results = run_study(study, folder, wanted, options.jobs) if wanted else load(folder)
     if not results:
         raise StockpotError(f"there are no results in {folder} yet: leave --parts out to make them.")
-    print(study.report(results))
+    print(study.report(results, folder))

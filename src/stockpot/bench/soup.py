@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from stockpot.algorithms import GRPO, LUFFY, ExGRPO
+from stockpot.bench import inference
 from stockpot.bench.cells import Cell, Result, Study
 from stockpot.bench.tables import Claim, table
 from stockpot.config import Config, Evaluation
@@ -48,6 +50,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "luffy": {"prefixes": Demonstrations(), "algorithm": LUFFY()},
 }
 """Replay takes SOUP's share and least age, so that the two differ in where the old tokens sit and in nothing else."""
+INFERRED = ("grpo", "soup-history")
+"""Methods whose runs SOUP inference is tried on."""
 FIGURES = ("test/pass@1", "test/pass@16", "test/entropy")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -93,7 +97,7 @@ class SoupStudy(Study):
     """`stockpot bench soup`."""
 
     name: ClassVar[str] = "soup"
-    parts: ClassVar[tuple[str, ...]] = ("tune", "main", "ablate")
+    parts: ClassVar[tuple[str, ...]] = ("tune", "main", "infer", "ablate")
 
     def starts(self) -> dict[str, Config]:
         return {f"{d}-{s}": config(d, s, RATES[0]) for d in DIFFICULTIES for s in (TUNING, *SEEDS)}
@@ -106,13 +110,15 @@ class SoupStudy(Study):
                 for d in DIFFICULTIES
                 for rate in RATES
             ]
+        if part == "infer":
+            return []
         if part == "main":
             return [
                 Cell(
                     f"main {m} {d} {seed}",
                     config(d, seed, rate_of(m, results), **changes),
                     f"{d}-{seed}",
-                    keep=m in ("grpo", "soup-history"),
+                    keep=m in INFERRED,
                 )
                 for seed in SEEDS
                 for d in DIFFICULTIES
@@ -125,10 +131,18 @@ class SoupStudy(Study):
             for name, changes in ABLATIONS.items()
         ]
 
-    def report(self, results: Mapping[str, Result]) -> str:
+    def calls(self, part: str, folder: Path, results: Mapping[str, Result]) -> list[tuple[Any, ...]]:
+        if part != "infer":
+            return []
+        kept = [cell for cell in self.cells("main", results) if cell.keep and cell.name in results]
+        done = inference.load(folder)
+        return [(inference.infer_one, cell, folder) for cell in kept if cell.name not in done]
+
+    def report(self, results: Mapping[str, Result], folder: Path) -> str:
         tables = [tuned(results)]
         tables += [compared(difficulty, results) for difficulty in DIFFICULTIES]
-        tables += [verdicts(results), ablated(results)]
+        tables += [verdicts(results), inference.report(inference.load(folder), INFERRED, [*DIFFICULTIES], SEEDS)]
+        tables += [ablated(results)]
         return "\n\n".join(text for text in tables if text)
 
 
@@ -169,20 +183,22 @@ def compared(difficulty: str, results: Mapping[str, Result]) -> str:
     if not runs:
         return ""
     work = min(sum(one.last("cpu") for one in some) / len(some) for some in runs.values())
-    head = ["method", "pass@1", "pass@16", "entropy", "lost to clipping", "seconds of work", "decoded"]
+    head = ["method", "pass@1", "pass@16", "entropy", "lost to clipping", "of old tokens", "seconds of work", "decoded"]
     head += [f"pass@1 at {work:.0f} s", f"pass@16 at {work:.0f} s"]
     first = next(iter(runs.values()))
     start = [str(over_seeds([one.evaluations[0][name] for one in first])) for name in FIGURES]
-    rows = [["(start)", *start, *[""] * 5]]
+    rows = [["(start)", *start, *[""] * 6]]
     for m, some in runs.items():
         cells = [over_seeds([one.last(name) for one in some]) for name in FIGURES]
         cells += [
             over_seeds([one.training["all/clip_loss"] for one in some]),
             over_seeds([o.last("cpu") for o in some]),
         ]
+        old = [one.training["prefix/clip_loss"] for one in some if "prefix/clip_loss" in one.training]
         decoded = over_seeds([one.training["decoded"] for one in some]).mean
         at = [over_seeds([one.at(work, name) for one in some]) for name in FIGURES[:2]]
-        rows.append([m, *map(str, cells[:4]), f"{cells[4].mean:.0f}", f"{decoded:,.0f}", *map(str, at)])
+        lost = f"{over_seeds(old).mean:.3f}" if old else ""
+        rows.append([m, *map(str, cells[:4]), lost, f"{cells[4].mean:.0f}", f"{decoded:,.0f}", *map(str, at)])
     title = f"{difficulty}: seeds {', '.join(map(str, SEEDS))}, {STEPS} steps, 95 % t intervals over seeds"
     return table(title, head, rows)
 

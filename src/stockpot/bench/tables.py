@@ -20,8 +20,13 @@ class Claim:
 
     def verdict(self, difference: Estimate) -> str:
         """From the interval of the difference, seed by seed: undecided when it holds 0."""
-        low, high = sorted((self.sign * difference.low, self.sign * difference.high))
-        return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
+        return verdict(difference, self.sign)
+
+
+def verdict(difference: Estimate, sign: int = 1) -> str:
+    """Whether a difference has that sign: by its interval, undecided when it holds 0."""
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

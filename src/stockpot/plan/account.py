@@ -28,7 +28,7 @@ from stockpot.plan.base import (
     Phase,
     Tokens,
 )  # fmt: skip
-from stockpot.prefixes import FromHistory, Replay
+from stockpot.prefixes import FromHistory, LiveRule, Replay
 from stockpot.samplers.torch import PREFILL_TOKENS
 from stockpot.shapes import Shape, memory_here
 from stockpot.types import StockpotError
@@ -118,9 +118,12 @@ class Plan:
         yield Part("weights, float32", "always", MASTER * p, f"{p:,} x {MASTER}")
         yield Part("AdamW's moments", "always", MOMENTS * MASTER * p, f"{p:,} x {MOMENTS} x {MASTER}")
         yield Part("reference model", "always", MASTER * p if config.kl.active else 0, "only with a KL")
-        yield Part(
-            "snapshots", "always", self.assumed.snapshots * MASTER * p, f"{self.assumed.snapshots} past policies"
+        rule = config.prefixes
+        live = isinstance(rule, LiveRule)
+        where = (
+            f"one at a time; {rule.keep} lie in {rule.where}" if isinstance(rule, LiveRule) else "only where it writes"
         )
+        yield Part("past policy", "always", MASTER * p if live else 0, where)
         yield from self._sampling()
         yield from self._learning()
 

@@ -41,14 +41,12 @@ class Assumed:
     """Share of max_tokens that a response has, in the mean."""
     reserve: float = 0.08
     """Share of the device's memory kept for its driver, and for gaps between tensors."""
-    snapshots: int = 0
-    """Past policies kept on the device beside the live one, in float32."""
 
     def __post_init__(self) -> None:
         if not 0 < self.response <= 1 or not 0 <= self.reserve < 1:
             raise StockpotError("--response must lie above 0 and up to 1, --reserve in 0..1.")
-        if self.longest_prompt < 1 or self.mean_prompt < 1 or self.snapshots < 0:
-            raise StockpotError("--longest-prompt and --mean-prompt must be at least 1, --snapshots at least 0.")
+        if self.longest_prompt < 1 or self.mean_prompt < 1:
+            raise StockpotError("--longest-prompt and --mean-prompt must be at least 1.")
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,6 @@ def assumptions(plan: Plan) -> Iterator[str]:
     yield f"the mean prompt has {plan.mean_prompt} tokens (--mean-prompt)"
     yield f"a response has {assumed.response:g} of max_tokens in the mean (--response), prefixes are cut from such ones"
     yield f"{assumed.reserve:.0%} of the device is left to its driver and to gaps (--reserve)"
-    yield f"{assumed.snapshots} past policies are kept on the device (--snapshots)"
     yield f"weights, gradients and AdamW's {law.MOMENTS} moments have {law.MASTER} bytes a number, all on the device"
     yield f"a cached key or value has {law.CACHED} bytes: the local engine decodes in float32"
     yield (
