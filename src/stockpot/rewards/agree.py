@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from stockpot.rewards import exact, forms
 from stockpot.rewards.forms import Group
@@ -24,6 +25,8 @@ def agree(gold: str, answer: str, leaf: Leaf, tolerance: float = 0.0) -> bool | 
     """Whether an answer is the right one; None where `leaf` cannot tell and it would decide."""
     if gold.strip() == answer.strip():
         return bool(gold.strip())
+    if (one := exact.plain(gold)) is not None and (other := exact.plain(answer)) is not None:
+        return exact.equal(gold, one, answer, other) or exact.near(one, other, tolerance)
     if too_much(gold) or too_much(answer):
         return None
     judge = leaf if not tolerance else _loose(leaf, tolerance)
@@ -36,6 +39,7 @@ def agree(gold: str, answer: str, leaf: Leaf, tolerance: float = 0.0) -> bool | 
     return _whole(right, given, judge)
 
 
+@lru_cache(maxsize=4096)
 def prepared(text: str) -> str:
     """One spelling; digits in groups of three become a number where the comma cannot part a list in brackets."""
     text = clean(text)
@@ -67,7 +71,7 @@ def number(gold: str, answer: str) -> bool | None:
 def _loose(leaf: Leaf, tolerance: float) -> Leaf:
     def judge(gold: str, answer: str) -> bool | None:
         found = leaf(gold, answer)
-        if found is True:
+        if found:
             return True
         try:
             a, b = exact.fraction(gold), exact.fraction(answer)

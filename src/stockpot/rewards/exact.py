@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 BITS = 20_000
 """Numbers longer than this are not written out: nobody's answer needs them, and a hostile one would."""
@@ -18,6 +19,12 @@ TOKEN = re.compile(
     r"|(?P<word>\\(?:frac|binom|sqrt|cdot|times|div)(?![A-Za-z]))|(?P<sign>[-+*/^(){}\[\]!%])|(?P<end>$))"
 )
 DECIMAL = re.compile(r"\s*([-+]?)\s*(\d*)\.(\d+)(?:[eE]([+-]?\d{1,4})|\s*\\(?:times|cdot)\s*10\^\{?([+-]?\d{1,4})\}?)?\s*")
+
+
+PLAIN = re.compile(
+    r"\s*(?P<sign>-)?(?:(?P<number>[0-9]+(?:\.[0-9]+)?)(?:/(?P<over>[0-9]+))?"
+    r"|\\[dt]?frac\{(?P<top>[0-9]+)\}\{(?P<bottom>[0-9]+)\})\s*"
+)
 
 
 class TooBig(Exception):
@@ -37,6 +44,19 @@ class Decimal:
     digits: int
 
 
+def plain(text: str) -> Fraction | None:
+    """The number that most answers are, `-12`, `0.5`, `3/4` or a fraction of whole numbers, read in one look."""
+    found = PLAIN.fullmatch(text) if len(text) < 100 else None
+    if not found:
+        return None
+    number, over, top, bottom = found.group("number", "over", "top", "bottom")
+    if int(over or bottom or 1) == 0:
+        return None
+    value = Fraction(int(top), int(bottom)) if top else Fraction(number) / int(over or 1)
+    return -value if found["sign"] else value
+
+
+@lru_cache(maxsize=4096)
 def fraction(text: str) -> Fraction | None:
     """The fraction that an expression is, None where it is something else; TooBig where it is out of bounds."""
     if not text or len(text) > 5_000:

@@ -11,11 +11,12 @@ Where = Literal["box", "text"]
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s${}\\.,]+)")
 BRACES = re.compile(r"\\.|[{}]", re.S)
-JOINED = re.compile(r"[\s$.,;]*(?:\\text\{)?\s*(?:[,;]|or)[\s}$,;]*", re.I)
+JOINED = re.compile(r"[\s$.]*(?:\\[()\]\[]\s*)?(?:\\q?quad\s*)?(?:,|;|,?\s*(?:\\text\{)?\s*(?:and|or)\b)[\s}$]*(?:\\q?quad\s*)?(?:\\[()\]\[]\s*)?\$*", re.I)
 """What between two boxes makes them one statement: "\\boxed{7} or \\boxed{8}"."""
+APART = 40
 PHRASE = re.compile(r"(?:the|final|my|correct)\s+(?:final\s+|correct\s+)?(?:answer|result)\s*(?:is|:|=)\s*:?\s*", re.I)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.S)
-NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][+-]?\d+)?(?:/\d+)?%?")
+NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:,\d+)*)?(?:\.\d+|(?<=\d))(?:[eE][+-]?\d+)?(?:/\d+)?%?")
 SENTENCE_END = re.compile(r"\.(?=\s|$)|[\n!?]")
 TAIL = 20_000
 """Characters of the end of a text in which an answer without a box is looked for."""
@@ -32,18 +33,25 @@ def extract(text: str, where: Where = "box") -> str | None:
 
 
 def last_box(text: str) -> str | None:
-    """What stands in the last closed box; None where there is none, or where it is one of several offered at once."""
-    found = list(boxes(text))
+    """What stands in the last closed box, with boxes that are listed right before it; None where there is none."""
+    return listed(text, list(boxes(text)))
+
+
+def listed(text: str, found: list[tuple[int, int, str]]) -> str | None:
+    """The last of some pieces of a text, and those before it that only a comma, "and" or "or" parts from it.
+
+    Two answers offered at once become a list, so they are never taken for one of the two.
+    """
     if not found:
         return None
-    *_, (start, end, inside) = found
-    for before in reversed(found[:-1]):
-        if not JOINED.fullmatch(text[before[1] : start]):
+    pieces, start = [found[-1][2].strip()], found[-1][0]
+    for begin, end, inside in reversed(found[:-1]):
+        if start - end > APART or not JOINED.fullmatch(text[end:start]):
             break
-        if before[2].split() != inside.split():
-            return None
-        start = before[0]
-    return inside.strip() or None
+        start = begin
+        if inside.split() != pieces[0].split():
+            pieces.insert(0, inside.strip())
+    return ", ".join(piece for piece in pieces if piece) or None
 
 
 def boxes(text: str) -> Iterator[tuple[int, int, str]]:
@@ -74,8 +82,8 @@ def said(text: str) -> str | None:
         if formula:
             return next(group for group in formula.groups() if group).strip() or None
         return SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *:`") or None
-    formulas = [next(group for group in found.groups() if group) for found in FORMULA.finditer(text)]
+    formulas = [(f.start(), f.end(), next(g for g in f.groups() if g)) for f in FORMULA.finditer(text)]
     if formulas:
-        return formulas[-1].strip() or None
+        return listed(text, formulas)
     numbers = [found[0] for found in NUMBER.finditer(text) if found[0]]
     return numbers[-1] if numbers else None

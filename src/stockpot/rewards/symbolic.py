@@ -22,7 +22,7 @@ KNOWN = frozenset(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
     "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega hbar ell prime mathbb sqrt det".split()
 )
-UNREAD = re.compile(r"\d\s*_|\d\s+[\d.]|\\mathbb\s*\{?[^{}R]|[«»;@#$~?\"`]|\\\\?$|,\s*,|[A-Za-z]{6,}")
+UNREAD = re.compile(r"\d\s*_|\d\s+[\d.]|\\mathbb\s*\{?[^{}R]|[«»;@#$~?\"`]|\\$|,\s*,|[A-Za-z]{6,}")
 """What the parser would read as something else: bases, digits side by side, words."""
 COMMANDS = re.compile(r"\\([A-Za-z]+)")
 IMAGINARY = re.compile(r"(?<![\\A-Za-z_{])i(?![A-Za-z])|(?<=[\d)}\s])i(?![A-Za-z])")
@@ -31,8 +31,8 @@ DIGITS, POINTS = 40, 4
 CLOSE = Fraction(1, 10**28)
 
 
-def formula(gold: str, answer: str) -> bool | None:
-    """The leaf with sympy; None for what cannot be read or decided."""
+def formula(gold: str, answer: str, tolerance: float = 0.0) -> bool | None:
+    """The leaf with sympy; None for what cannot be read or decided. A tolerance is relative."""
     found = number(gold, answer)
     if found is not None:
         return found
@@ -44,15 +44,16 @@ def formula(gold: str, answer: str) -> bool | None:
     except Exception:
         return None
     try:
-        return _rounded(gold, a, answer, b) or _same(a, b)
+        found = _rounded(gold, a, answer, b) or _same(a, b)
+        return found or (_near(a, b, tolerance) if tolerance else found)
     except Exception:
         return None
 
 
 def readable(text: str) -> bool:
     """Whether every part of a formula is known to be read for what it is."""
-    plain = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\\\", " ", text)
-    return set(COMMANDS.findall(plain)) <= KNOWN and not UNREAD.search(COMMANDS.sub(" ", plain))
+    plain = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\\\", "|", text)
+    return set(COMMANDS.findall(plain)) <= KNOWN and not UNREAD.search(COMMANDS.sub("|", plain))
 
 
 def fraction(decimal: str) -> str:
@@ -82,6 +83,12 @@ def _rounded(gold: str, a: Any, answer: str, b: Any) -> bool:
             if value.is_Float and exact.stands_for(short, Fraction(str(value))):
                 return not other.doit().is_rational
     return False
+
+
+def _near(a: Any, b: Any, tolerance: float) -> bool:
+    """Whether two numbers, as far as they are numbers, differ by no more than a part of the first."""
+    x, y = (value(side, {}) if not side.free_symbols else None for side in (a, b))
+    return x is not None and y is not None and bool(abs(x - y) <= Fraction(tolerance) * abs(x))
 
 
 def _same(a: Any, b: Any) -> bool | None:
@@ -142,7 +149,8 @@ def _same_value(a: Any, b: Any) -> bool | None:
         if negative and not (x.is_real and y.is_real):
             continue
         if abs(x - y) > CLOSE * max(abs(x), abs(y)):
-            return min(abs(x), abs(y)) < 10**-20 and bool(sympy.simplify(a - b) == 0)
+            tiny = bool(min(abs(x), abs(y)) < 10**-20)
+            return tiny and bool(sympy.simplify(a - b) == 0)
         agreed += 1
     return True if agreed >= (2 if a.free_symbols | b.free_symbols else 1) else _library(a, b)
 
@@ -167,7 +175,9 @@ def value(formula: Any, place: Any) -> Any:
     import sympy
 
     try:
-        found = formula.subs(place).doit().evalf(DIGITS) if place else formula.doit().evalf(DIGITS)
+        found = formula.evalf(DIGITS, subs=place)
+        if not found.is_Float:
+            found = formula.subs(place).doit().evalf(DIGITS)
     except (ArithmeticError, TypeError, ValueError, NotImplementedError, AttributeError):
         return None
     return found if found.is_number and found.is_finite and not found.has(sympy.Sum, sympy.Integral) else None

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         found: Any = None
         with contextlib.suppress(Exception):
-            found = agree(gold, answer, formula, tolerance)
+            found = agree(gold, answer, partial(formula, tolerance=tolerance), tolerance)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(found if isinstance(found, bool) else None), file=speak, flush=True)
