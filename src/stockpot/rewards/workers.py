@@ -22,7 +22,7 @@ from typing import Any
 
 CPU_SECONDS = 1.0
 """What one question may compute: counted in time of its own, so that a busy machine gives the same verdicts."""
-WALL_SECONDS = 2.0
+WALL_SECONDS = 2.75
 """What one question may take at most; a process that is not done is killed."""
 START_SECONDS = 60.0
 MEMORY = 2 << 30
