@@ -32,7 +32,9 @@ HARD = [
 
 
 def judged(case: dict[str, Any]) -> str:
-    given = case["pred"] if case["kind"] == "answer" else extract(case["pred"], "text")
+    given = (
+        case["pred"] if case["kind"] == "answer" and "\\boxed" not in case["pred"] else extract(case["pred"], "text")
+    )
     return verdict(case["gold"], given) if given else "different"
 
 

@@ -229,7 +229,9 @@ OURS = {
 
 
 def judged(case: dict[str, Any], tolerance: float = 0.0) -> bool:
-    given = case["pred"] if case["kind"] == "answer" else extract(case["pred"], "text")
+    given = (
+        case["pred"] if case["kind"] == "answer" and "\\boxed" not in case["pred"] else extract(case["pred"], "text")
+    )
     return bool(given) and same(case["gold"], given, tolerance)
 
 

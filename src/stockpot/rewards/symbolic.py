@@ -77,7 +77,7 @@ def needed(text: str) -> int:
 def fraction(decimal: str) -> str:
     """A decimal as a fraction in LaTeX."""
     number = Fraction(decimal)
-    return f"{{\\frac{{{number.numerator}}}{{{number.denominator}}}}}"
+    return f"(\\frac{{{number.numerator}}}{{{number.denominator}}})"
 
 
 @lru_cache(maxsize=512)
