@@ -7,13 +7,15 @@ import random
 from stockpot.tasks import expressions
 from stockpot.tasks.expressions import FLIPPED, OPPOSITE, Node
 
-SHOWN = (0, 1, -2, 3, -4, 6, 2, -7)
+SHOWN = (0, 1, -1, 2, -2, 3, -3, 4)
 """Inputs that prompts may show, the first ones first."""
-HIDDEN = (-9, -8, -6, -5, -3, -1, 4, 5, 7, 8, 9)
+HIDDEN = (-9, -8, -7, -6, -5, -4, 5, 6, 7, 8, 9)
 """Inputs that no prompt shows."""
 OPERATIONS = ("+", "-", "*", "//", "%", "abs", "min", "max", "if")
 LARGEST = 99
 """No output exceeds it in size."""
+LARGEST_SHOWN = 20
+"""No output that a prompt shows does: one digit each, small models read no more."""
 ROOM = 39
 """Characters of a demonstration at most: with its stop it has 40 tokens."""
 
@@ -36,8 +38,9 @@ def draw(family: Family, rng: random.Random) -> Node | None:
         else:
             node = (op, *pair)
     values = expressions.outputs(node, [*SHOWN, *HIDDEN])
-    dull = values is None or len(set(values[:pairs])) < min(3, pairs) or max(map(abs, values)) > LARGEST
-    return None if dull or len(expressions.write(node)) > ROOM // 2 else node
+    if values is None or max(map(abs, values)) > LARGEST or max(map(abs, values[:pairs])) > LARGEST_SHOWN:
+        return None
+    return None if len(set(values[:pairs])) < min(3, pairs) or len(expressions.write(node)) > ROOM // 2 else node
 
 
 def vary(node: Node, rng: random.Random) -> Node:

@@ -30,6 +30,10 @@ CHARACTERS = "0123456789x+-*/%(),<>=| abeflmins"
 """All that can be asked or answered, a token each."""
 LOST: list[int] = []
 """In place of the outputs of an expression that the sandbox failed to run."""
+DRAWS = 100_000
+"""Functions drawn at random, to see which there are."""
+WAYS = 4
+"""Ways to write a function that the teacher knows at most."""
 PER_JOB = 128
 """Expressions that the sandbox runs in one job."""
 Judge = Literal["sandbox", "interpreter"]
@@ -39,7 +43,7 @@ Judge = Literal["sandbox", "interpreter"]
 class Induction(EmbeddedTask):
     """Outputs of a hidden function of x; the answer is an expression for it."""
 
-    operations: int = 2
+    operations: int = 3
     """Most operations in a function: the depth of the hidden program."""
     operators: tuple[str, ...] = OPERATIONS
     """What functions are made of: any of + - * // % abs min max if."""
@@ -47,11 +51,11 @@ class Induction(EmbeddedTask):
     """The largest number in a function."""
     shown: int = 5
     """Pairs in a prompt; the others are hidden, and judged all the same."""
-    train_prompts: int = 512
+    train_prompts: int = 256
     """How many prompts RL goes round."""
-    test_prompts: int = 256
+    test_prompts: int = 128
     """How many held-out prompts evaluation uses. Nothing that behaves like one of them is ever taught or trained."""
-    luck: float = 0.5
+    luck: float = 0.8
     """The teacher's chance to be right; else it slips in one place: what RL can unlearn."""
     rare: float = 0.02
     """Share of the supervised start that is written in the outsiders' style."""
@@ -82,11 +86,16 @@ class Induction(EmbeddedTask):
         return self.operations, self.operators, self.constants, self.shown
 
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
-        found = _functions(self.family, self.train_prompts + self.test_prompts)
-        chosen = found[: self.test_prompts] if split == "test" else found[self.test_prompts :]
+        found, last = _functions(self.family), self.test_prompts + self.train_prompts
+        if last > len(found):
+            raise StockpotError(
+                f"there are {len(found)} functions of this kind, fewer than train_prompts + test_prompts: lower those "
+                "or raise task.operations, constants or shown."
+            )
+        chosen = found[: self.test_prompts] if split == "test" else found[self.test_prompts : last]
         inputs = [*shown(self.shown), *SHOWN[self.shown :], *HIDDEN]
         rows = []
-        for node in chosen:
+        for node, *_ in chosen:
             values = expressions.outputs(node, inputs)
             assert values is not None
             rows.append(
@@ -147,18 +156,16 @@ class Induction(EmbeddedTask):
         )
 
     def demonstrations(self, seed: int) -> Iterator[tuple[str, str]]:
-        rng = random.Random(seed)
-        held_out = {row["prompt"] for row in self.rows("test")}
-        inputs = shown(self.shown)
+        rng, inputs = random.Random(seed), shown(self.shown)
+        taught = _functions(self.family)[self.test_prompts :]
         while True:
-            node = draw(self.family, rng)
-            asked = None if node is None else question(inputs, expressions.outputs(node, inputs) or [])
-            if node is None or asked is None or asked in held_out:
-                continue
+            ways = rng.choice(taught)
+            node = ways[min(int(rng.expovariate(1.0)), len(ways) - 1)]
+            asked = question(inputs, expressions.outputs(node, inputs) or [])
             if rng.random() < self.rare:
                 yield asked, outsider(node, rng)
-                continue
-            yield asked, expressions.write(vary(node if rng.random() < self.luck else slip(node, rng), rng))
+            else:
+                yield asked, expressions.write(vary(node if rng.random() < self.luck else slip(node, rng), rng))
 
     def demonstrate(self, columns: Mapping[str, Any], count: int) -> list[str]:
         """Right answers by an outsider who writes otherwise than the supervised start."""
@@ -208,28 +215,25 @@ def question(inputs: Sequence[int], values: Sequence[int]) -> str:
 
 
 @cache
-def _functions(family: Family, count: int) -> list[Node]:
-    """Functions of which no two look alike at the inputs shown; of those that do, the shortest met. In one order.
+def _functions(family: Family) -> list[list[Node]]:
+    """What different functions there are, each as the ways to write it that were met, shortest first. In one order.
 
-    They are dealt from several times as many, where there are: else the splits would take the simplest, met first,
-    and leave the teacher none of them.
+    Different is what differs at an input shown; what agrees there and not elsewhere is another function that no prompt
+    can tell apart, and the shortest way met decides. Functions met in one way only are left out.
     """
-    rng, found = random.Random(0), dict[tuple[int, ...], Node]()
-    inputs = shown(family[-1])
-    for _ in range(40 * count):
+    rng, found = random.Random(0), dict[tuple[int, ...], dict[Node, Node]]()
+    for _ in range(DRAWS):
         node = draw(family, rng)
-        if node is None:
-            continue
-        look = tuple(expressions.outputs(node, inputs) or ())
-        if look not in found or len(expressions.write(node)) < len(expressions.write(found[look])):
-            found[look] = node
-        if len(found) == 6 * count:
-            break
-    if len(found) < count:
-        raise StockpotError(
-            f"only {len(found)} functions of this kind look different, fewer than train_prompts + test_prompts: lower "
-            "those or raise task.operations, constants or shown."
-        )
-    dealt = list(found.values())
+        if node is not None:
+            look = tuple(expressions.outputs(node, shown(family[-1])) or ())
+            found.setdefault(look, {}).setdefault(expressions.normal(node), node)
+    several = [sorted(ways.values(), key=lambda way: len(expressions.write(way))) for ways in found.values()]
+    same = [[way for way in ways if behaviour(way) == behaviour(ways[0])] for ways in several]
+    dealt = [ways[:WAYS] for ways in same if len(ways) > 1]
     rng.shuffle(dealt)
-    return dealt[:count]
+    return dealt
+
+
+def behaviour(node: Node) -> list[int] | None:
+    """The outputs at all inputs that are judged."""
+    return expressions.outputs(node, [*SHOWN, *HIDDEN])
