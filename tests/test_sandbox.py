@@ -87,6 +87,19 @@ def test_a_call_that_hangs_keeps_what_came_before(sandbox: Sandbox) -> None:
     assert [v.error for v in outcome.values[1:]] == ["timeout", "timeout"]
 
 
+def test_time_on_the_processor_is_limited_too(sandbox: Sandbox) -> None:
+    limits = Limits(seconds=60, cpu_seconds=1)
+    spins, waits = sandbox.run([Program("while True: pass"), Program("import time; time.sleep(1.5)")], limits)
+    assert spins.end == "timeout" and waits.ok
+    (judged,) = sandbox.run([Tests("def f(x):\n    while True: pass", ["assert f(1)", "assert f(2)"])], limits)
+    assert judged.end == "timeout" and judged.passed == (False, False)
+
+
+def test_tests_that_hang_end_in_time(sandbox: Sandbox) -> None:
+    (outcome,) = sandbox.run([Tests(FIB, ["while True: pass"])], TIGHT)
+    assert outcome.end == "timeout" and outcome.passed == (False,)
+
+
 def test_plain_data_comes_back_as_it_is(sandbox: Sandbox) -> None:
     values = [
         1,
