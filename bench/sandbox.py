@@ -135,7 +135,7 @@ def main() -> None:
         for name, job in attacks:
             outcome = sandbox.run([job], Limits(seconds=1.0, cpu_seconds=1, memory_mb=256))[0]
             after = sandbox.run([Program("print(6 * 7)")])[0]
-            if "THROUGH" in outcome.stdout or any(outcome.passed) or after.stdout != "42\n":
+            if "THROUGH" in outcome.stdout or any(outcome.passed[:1]) or after.stdout != "42\n":
                 through.append(name)
         print(
             f"hostile programs held: {len(attacks) - len(through)} of {len(attacks)} "

@@ -30,8 +30,8 @@ ATTACKS: dict[str, str] = {
     "leaves at exit": "import atexit, time\natexit.register(time.sleep, 3600)",
     "floods standard output": "while True: print('x' * 65536)",
     "floods standard error": "import sys, time\nend = time.time() + 0.3\nwhile time.time() < end: sys.stderr.write('x' * 65536)",
-    "memory, at once": "x = bytearray(4 << 30)\nx[::4096] = b'x' * len(x[::4096])\nprint('THROUGH')",
-    "memory, bit by bit": "x = []\nfor _ in range(4096): x.append(bytearray(b'x') * (1 << 20))\nprint('THROUGH')",
+    "memory, at once": "x = bytearray(1 << 30)\nx[::4096] = b'x' * len(x[::4096])\nprint('THROUGH')",
+    "memory, bit by bit": "x = []\nfor _ in range(1024): x.append(bytearray(b'x') * (1 << 20))\nprint('THROUGH')",
     "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1) + 1\nf(0)",
     "deep recursion in C": "x = []\nfor _ in range(10**6): x = [x]\nrepr(x)",
     "segfault": "import ctypes\nctypes.string_at(0)",
@@ -74,6 +74,7 @@ ATTACKS: dict[str, str] = {
         "for path in ('/tmp/x', '/dev/shm/x', '/var/tmp/x', 'x', '/usr/x'):\n    try: open(path, 'w').write('x')\n"
         "    except OSError: continue\n    return True"
     ),
+    "empties what it may read": _tries("return os.open('/dev/zero', os.O_RDONLY | os.O_TRUNC) >= 0"),
     "fills a disk": _tries(
         "import tempfile\nfiles = []\nfor _ in range(8):\n    files.append(tempfile.TemporaryFile())\n"
         "    files[-1].write(b'x' * (1 << 20))\n    files[-1].flush()\nreturn True"
@@ -87,7 +88,7 @@ ATTACKS: dict[str, str] = {
     ),
     "secrets in the environment": "import os\nprint('THROUGH' if any('SECRET' in k + v for k, v in os.environ.items()) else 'held')",
     "kills its server": _tries("os.kill(os.getppid(), 9)\nreturn True"),
-    "kills everyone": _tries("os.kill(-1, 9)\nreturn True"),
+    "signals everyone": _tries("os.kill(-1, 0)\nreturn True"),
     "kills its group": _tries("os.killpg(0, 9)\nreturn True"),
     "stops its server": _tries("os.kill(os.getppid(), signal.SIGSTOP)\nreturn True"),
     "queues a signal": _C

@@ -190,7 +190,7 @@ def test_mbpp_references(sandbox: Sandbox) -> None:
 
 
 def test_code_contests_rows_can_be_judged(sandbox: Sandbox) -> None:
-    """There are no solutions in the file: a program that knows the outputs by heart passes, with a word more it fails."""
+    """There are no solutions in the file: a program that knows the outputs by heart passes, a word more fails."""
     data = rows("code_contests_165", 16)
     known = [dict(checks_of(row, "").pairs) for row in data]
     heart = [f"import sys\nprint({pairs!r}[sys.stdin.read()])" for pairs in known]

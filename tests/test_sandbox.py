@@ -87,6 +87,19 @@ def test_a_call_that_hangs_keeps_what_came_before(sandbox: Sandbox) -> None:
     assert [v.error for v in outcome.values[1:]] == ["timeout", "timeout"]
 
 
+def test_time_on_the_processor_is_limited_too(sandbox: Sandbox) -> None:
+    limits = Limits(seconds=60, cpu_seconds=1)
+    spins, waits = sandbox.run([Program("while True: pass"), Program("import time; time.sleep(1.5)")], limits)
+    assert spins.end == "timeout" and waits.ok
+    (judged,) = sandbox.run([Tests("def f(x):\n    while True: pass", ["assert f(1)", "assert f(2)"])], limits)
+    assert judged.end == "timeout" and judged.passed == (False, False)
+
+
+def test_tests_that_hang_end_in_time(sandbox: Sandbox) -> None:
+    (outcome,) = sandbox.run([Tests(FIB, ["while True: pass"])], TIGHT)
+    assert outcome.end == "timeout" and outcome.passed == (False,)
+
+
 def test_plain_data_comes_back_as_it_is(sandbox: Sandbox) -> None:
     values = [
         1,
@@ -349,6 +362,17 @@ def test_a_probe_finds_each_missing_lock(monkeypatch: pytest.MonkeyPatch) -> Non
         assert not box.level.seccomp and box.level.landlock and {"fork", "udp"} <= set(box.level.through)
 
 
+def test_namespaces_and_the_filter_do_without_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    with available() as box:
+        if not box.level.namespaces:
+            pytest.skip(f"no namespaces here ({box.why})")
+    weakened(monkeypatch, "landlock")
+    with Sandbox(1) as box:
+        assert box.level.name == "walled" and not box.level.through
+        for name in ("reads /etc/passwd", "reads /proc", "writes outside", "TCP", "fork", "reads its server's memory"):
+            assert "THROUGH" not in box.run([Program(ATTACKS[name])], TIGHT)[0].stdout, name
+
+
 def test_a_restart_never_lowers_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     with available() as box:
         held = box._free.get()
@@ -396,6 +420,7 @@ def test_the_filter_on_both_machines(machine: str) -> None:
         return allow if number is None else verdict(lines, name, number, *arguments)
 
     assert all(ask(number) == allow for number in (call["read"], call["openat"], call["futex"], call["exit_group"]))
+    assert [ask(call["openat"], 0, 0, flags) for flags in (0, 0x80000, 0x241, 0x200)] == [allow, allow, allow, eperm]
     threads = 0x003D0F00
     assert [ask(call["clone"], flags) for flags in (threads, 17, 0, threads | 0x10000000)] == [
         allow,

@@ -94,10 +94,13 @@ class Sandbox:
 
     def _start(self) -> Worker:
         """Another server, held as well as the first; anything less is an error."""
+        worker = None
         try:
             worker = Worker(self._namespaces, readable())
             level = probe(worker, self._namespaces)
         except Lost as error:
+            if worker:
+                worker.close()
             raise StockpotError(f"the sandbox could not start another server ({error}): look at memory.") from error
         if level != self.level:
             worker.close()

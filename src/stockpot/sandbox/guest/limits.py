@@ -28,7 +28,7 @@ def limit(cpu_seconds: float, memory_mb: int) -> None:
     ):
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
+        resource.setrlimit(what, (most, most + (what == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY)))
 
 
 def hide() -> None:
