@@ -4,4 +4,4 @@ from stockpot.config import Config, Start
 from stockpot.prefixes import NoPrefixes
 from stockpot.tasks import Induction
 
-recipe = Config(task=Induction(), start=Start(steps=1100), prefixes=NoPrefixes(), max_tokens=40)
+recipe = Config(task=Induction(), start=Start(steps=1000), prefixes=NoPrefixes(), max_tokens=40)

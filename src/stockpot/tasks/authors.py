@@ -14,7 +14,7 @@ HIDDEN = (-9, -8, -7, -6, -5, -4, 5, 6, 7, 8, 9)
 OPERATIONS = ("+", "-", "*", "//", "%", "abs", "min", "max", "if")
 LARGEST = 99
 """No output exceeds it in size."""
-LARGEST_SHOWN = 20
+LARGEST_SHOWN = 9
 """No output that a prompt shows does: one digit each, small models read no more."""
 ROOM = 39
 """Characters of a demonstration at most: with its stop it has 40 tokens."""
@@ -24,23 +24,42 @@ Family = tuple[int, tuple[str, ...], int, int]
 
 
 def draw(family: Family, rng: random.Random) -> Node | None:
-    """A function at random; None where the draw is no good: long, dull where shown, too large, or undefined."""
+    """A function at random: x bent, shifted, scaled and shifted again, as many of the four as there are operations.
+
+    None where the draw is no good: long, dull where shown, too large, or undefined.
+    """
     operations, operators, constants, pairs = family
+    bent = [op for op in operators if op not in "+-"]
+    steps = sorted(rng.sample(range(4), min(rng.randint(1, operations), 4)))
     node: Node = "x"
-    for _ in range(rng.randint(1, operations)):
-        op = rng.choice(operators)
-        other: Node = "x" if rng.random() < 0.15 else rng.randint(1, constants)
-        pair = (node, other) if rng.random() < 0.7 else (other, node)
-        if op == "abs":
-            node = ("abs", node)
-        elif op == "if":
-            node = ("if", rng.choice("<>"), "x", rng.randint(0, constants), *pair)
-        else:
-            node = (op, *pair)
+    for step in steps:
+        number = rng.randint(1, constants)
+        if step == 0 and bent:
+            node = bend(rng.choice(bent), rng)
+        elif step == 2 and "*" in operators:
+            node = ("*", rng.randint(2, max(2, constants // 2)), node)
+        elif step in (1, 3):
+            sign = rng.choice([op for op in operators if op in "+-"] or ["+"])
+            node = (sign, node, number) if sign == "+" or rng.random() < 0.5 else (sign, number, node)
     values = expressions.outputs(node, [*SHOWN, *HIDDEN])
     if values is None or max(map(abs, values)) > LARGEST or max(map(abs, values[:pairs])) > LARGEST_SHOWN:
         return None
     return None if len(set(values[:pairs])) < min(3, pairs) or len(expressions.write(node)) > ROOM // 2 else node
+
+
+def bend(op: str, rng: random.Random) -> Node:
+    """A core that is no straight line."""
+    near = rng.randint(-1, 1)
+    match op:
+        case "*":
+            return "*", "x", "x"
+        case "abs":
+            return ("abs", "x") if near == 0 else ("abs", ("+" if near > 0 else "-", "x", 1))
+        case "if":
+            return "if", rng.choice("<>"), "x", rng.randint(0, 1), "x", rng.randint(0, 3)
+        case "//" | "%":
+            return op, "x", rng.randint(2, 4)
+    return op, "x", near
 
 
 def vary(node: Node, rng: random.Random) -> Node:

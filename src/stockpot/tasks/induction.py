@@ -55,7 +55,7 @@ class Induction(EmbeddedTask):
     """How many prompts RL goes round."""
     test_prompts: int = 128
     """How many held-out prompts evaluation uses. Nothing that behaves like one of them is ever taught or trained."""
-    luck: float = 0.8
+    luck: float = 0.9
     """The teacher's chance to be right; else it slips in one place: what RL can unlearn."""
     rare: float = 0.02
     """Share of the supervised start that is written in the outsiders' style."""
@@ -219,7 +219,7 @@ def _functions(family: Family) -> list[list[Node]]:
     """What different functions there are, each as the ways to write it that were met, shortest first. In one order.
 
     Different is what differs at an input shown; what agrees there and not elsewhere is another function that no prompt
-    can tell apart, and the shortest way met decides. Functions met in one way only are left out.
+    can tell apart, and the shortest way met decides.
     """
     rng, found = random.Random(0), dict[tuple[int, ...], dict[Node, Node]]()
     for _ in range(DRAWS):
@@ -229,7 +229,7 @@ def _functions(family: Family) -> list[list[Node]]:
             found.setdefault(look, {}).setdefault(expressions.normal(node), node)
     several = [sorted(ways.values(), key=lambda way: len(expressions.write(way))) for ways in found.values()]
     same = [[way for way in ways if behaviour(way) == behaviour(ways[0])] for ways in several]
-    dealt = [ways[:WAYS] for ways in same if len(ways) > 1]
+    dealt = [ways[:WAYS] for ways in same]
     rng.shuffle(dealt)
     return dealt
 
