@@ -96,7 +96,7 @@ def test_q_runs_from_q0_to_the_end_that_the_loss_sees() -> None:
 
 @pytest.mark.parametrize("form", ["squared", "cross-entropy"])
 def test_the_minimiser_is_the_reference_times_exp_of_the_reward(form: Any) -> None:
-    """Whatever the data: here each sequence once, so by nobody's policy. Rewards below the clip, which is told apart."""
+    """Whatever the data: here each sequence once, so by nobody's policy. Shifted below the clip."""
     algorithm = SPO(form=form, beta=BETA, reward_shift=-1.1)
     found = chances(minimise(lambda logits: total(algorithm, logits, Q0), TREE.reference))
     torch.testing.assert_close(found, OPTIMUM, rtol=0, atol=1e-6)
