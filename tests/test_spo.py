@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runs import assert_same_bits, metrics
+from runs import assert_same_bits, metrics, stockpot
 from stockpot import ops
 from stockpot.algorithms import LUFFY, SPO
 from stockpot.algorithms.base import denominator
@@ -26,6 +27,7 @@ from stockpot.config import Config
 from stockpot.history import History, Score, fingerprint
 from stockpot.prefixes import NoPrefixes, Offline, Replay
 from stockpot.regularizers import KL
+from stockpot.report.curves import SOFT, picture
 from stockpot.soft import Soft
 from stockpot.soft.baseline import weighed
 from stockpot.train import train
@@ -96,7 +98,7 @@ def test_q_runs_from_q0_to_the_end_that_the_loss_sees() -> None:
 
 @pytest.mark.parametrize("form", ["squared", "cross-entropy"])
 def test_the_minimiser_is_the_reference_times_exp_of_the_reward(form: Any) -> None:
-    """Whatever the data: here each sequence once, so by nobody's policy. Rewards below the clip, which is told apart."""
+    """Whatever the data: here each sequence once, so by nobody's policy. Shifted below the clip."""
     algorithm = SPO(form=form, beta=BETA, reward_shift=-1.1)
     found = chances(minimise(lambda logits: total(algorithm, logits, Q0), TREE.reference))
     torch.testing.assert_close(found, OPTIMUM, rtol=0, atol=1e-6)
@@ -448,6 +450,33 @@ def test_replayed_rollouts_are_scored_once_and_every_q0_runs_and_resumes(
         assert row["reference/found"] == round(row["prefix/share"] * 16)
     assert sum(row["reference/found"] for row in rows[1:]) > 8
     assert_same_bits(tmp_path / "run", resumed(tmp_path / "run", tmp_path / "again", config, ["checkpoints/step-6"]))
+
+
+def test_show_draws_q_along_each_response(online: Path) -> None:
+    """From what is stored: the last number is Q0 plus beta times the author's distance from the reference."""
+    told = stockpot("show", online, "--step", 4, "--count", 16)
+    assert told.code == 0
+    drawn = re.findall(r"^Q (-?[\d.]+) [▁-█]+ (-?[\d.]+)$", told.out, re.M)
+    table = json.loads((online / "q0.json").read_text())["prompts"]
+    with History.open(online / "history.sqlite", read_only=True) as history:
+        stored = list(history.find(versions=(4, 4)))
+        given = history.scores(stored, "start")
+    ends = []
+    for r in stored:
+        gain = sum(r.spans[0].log_probs or ()) - sum(given[fingerprint(r)])
+        ends.append((f"{table[r.prompt.key]['q0']:.2f}", table[r.prompt.key]["q0"] + 0.1 * gain))
+    assert [start for start, _ in drawn] == [start for start, _ in ends]
+    assert [float(end) for _, end in drawn] == pytest.approx([end for _, end in ends], abs=0.006)
+
+
+def test_every_metric_of_spo_is_explained_and_drawn(online: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    rows = metrics(online)
+    own = {key for row in rows for key in row if key.startswith(("spo/", "reference/"))}
+    assert len(own) == 8 and all(f"`{key}`" in page for key in own)
+    pytest.importorskip("matplotlib")
+    panel = picture(rows, "a run").axes[-1]
+    assert panel.get_title() == SOFT.title and len(panel.lines) == 4
 
 
 # --- from files -----------------------------------------------------------------------------------------------------

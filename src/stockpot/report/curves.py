@@ -59,6 +59,16 @@ PANELS = (
     ),
     Panel("tokens", {"rollout/length": "response length", "prefix/age_mean": "age of prefix tokens (steps)"}),
 )
+SOFT = Panel(
+    "soft value Q along responses (SPO)",
+    {
+        "spo/q0": "before the first token (Q0)",
+        "spo/q_half": "after half of it",
+        "spo/q_end_better": "at the end, reward above Q0",
+        "spo/q_end_worse": "at the end, reward below Q0",
+    },
+)
+"""Drawn where a run has it."""
 
 
 def draw(metrics: Rows, path: Path, title: str) -> bool:
@@ -72,11 +82,16 @@ def draw(metrics: Rows, path: Path, title: str) -> bool:
 
 
 def picture(metrics: Rows, title: str) -> Any:
-    """The figure, one panel each of `PANELS`; a panel without curves says why."""
+    """The figure, one panel each of `PANELS`, and SPO's; a panel without curves says why."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 11), layout="constrained")
-    for axis, panel in zip(figure.subplots(3, 3).flat, PANELS, strict=True):
+    panels = [*PANELS, SOFT] if any("spo/q0" in row for row in metrics) else [*PANELS]
+    rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(15, 11 / 3 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, 3).flat)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes, panels, strict=False):
         axis.set_title(panel.title, fontsize=11)
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
