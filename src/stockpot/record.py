@@ -93,6 +93,15 @@ class Run:
         for sink in self._sinks:
             sink.log(metrics | timings, step)
 
+    def sandboxed(self, step: int, level: dict[str, Any] | None) -> str:
+        """Keep in sandbox.jsonl what held the programs that were judged, when it changes; returns the one before."""
+        before = self.metrics("sandbox.jsonl")
+        last = {name: value for name, value in before[-1].items() if name != "step"} if before else None
+        if level is None or level == last:
+            return ""
+        self._append("sandbox.jsonl", {"step": step, **level})
+        return str(last["level"]) if last else ""
+
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """A mistake found while the folder holds nothing but its config.json leaves no folder behind."""

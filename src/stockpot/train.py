@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stockpot import checkpoints, console, prompts
+from stockpot import checkpoints, console, prompts, sandbox
 from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config, to_json
 from stockpot.diagnostics import average, describe
@@ -154,6 +154,8 @@ class Loop:
                 self.last_score = self.evaluate().metrics()
             metrics = metrics | self.last_score
         self.run.log(done, metrics, timings | clock.seconds)
+        if before := self.run.sandboxed(done, level := sandbox.in_force()):
+            console.tell(f"step {done}: programs now run in a sandbox of level {level and level['level']}, not {before}")
         if done in (0, config.steps) or done % config.checkpoint_every == 0:
             checkpoints.write(self.run.checkpoints, done, metrics.get("test/pass@1"), self.engine.save)
             checkpoints.prune(self.run.checkpoints, config.keep_checkpoints)

@@ -173,3 +173,9 @@ def shared() -> Sandbox:
             _shared[os.getpid()] = sandbox = Sandbox()
             atexit.register(sandbox.close)
         return _shared[os.getpid()]
+
+
+def in_force() -> dict[str, Any] | None:
+    """The level of this process's shared sandbox, for a run record; None where it was never asked for."""
+    found = _shared.get(os.getpid())
+    return None if found is None else found.level.as_dict()
