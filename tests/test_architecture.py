@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench",),
     ("recipes",),
     ("report",),
-    ("train", "soup_inference"),
+    ("train", "soup_inference", "benchmarks"),
     ("evaluate", "start", "heads", "compare", "plan"),
     ("engines",),
     ("config",),

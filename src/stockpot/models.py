@@ -28,11 +28,11 @@ def pick_device(wish: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_model(name: str, device: torch.device) -> Any:
+def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model from a folder or a hub id, in float32 master weights, every one of them finite."""
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, name, dtype=torch.float32)
+    model = _load(AutoModelForCausalLM, name, dtype=dtype)
     model.to(device)
     check_finite(model, name)
     return model

@@ -80,29 +80,52 @@ def spread(rows: list[Any], count: int) -> list[Any]:
 
 
 @cache
-def read_rows(name: str, split: Split) -> list[dict[str, Any]]:
-    """All rows of a JSONL or Parquet file, or of a split of a hub dataset."""
+def read_rows(name: str, split: str) -> list[dict[str, Any]]:
+    """All rows of a JSONL, JSON or Parquet file, or of a split of a hub dataset.
+
+    `split` may carry the configuration of a hub dataset: `configuration:split`.
+    """
     path = Path(name)
-    if path.suffix in (".jsonl", ".json"):
+    if path.suffix in (".jsonl", ".json", ".parquet"):
         if not path.is_file():
             raise StockpotError(f"there is no dataset file {name}: check its path.")
-        try:
-            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        except ValueError as error:
-            raise StockpotError(f"{name} is not JSON lines ({error}): write one object a line.") from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise StockpotError(f'{name} has lines that are no objects: write each as {{"prompt": ..., ...}}.')
-        return rows
+        return _parquet(path) if path.suffix == ".parquet" else _json(path)
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise StockpotError(f'reading {name} needs `pip install "stockpot[data]"` (JSONL files do not).') from error
+    configuration, _, part = split.rpartition(":")
     try:
-        if path.suffix == ".parquet":
-            return list(datasets.load_dataset("parquet", data_files=name, split="train"))
-        return list(datasets.load_dataset(name, split=split))
+        return list(datasets.load_dataset(name, *filter(None, [configuration]), split=part))
     except Exception as error:
         raise StockpotError(f"cannot load the dataset {name}: {str(error).splitlines()[0]}") from error
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    """Lines of objects, or one list of them. Lines end at line feeds alone: LaTeX and prose hold other marks."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise StockpotError(f"{path} is not JSON lines ({error}): write one object a line.") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise StockpotError(f'{path} has lines that are no objects: write each as {{"prompt": ..., ...}}.')
+    return list(rows)
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise StockpotError(f'reading {path} needs `pip install "stockpot[data]"` (JSONL files do not).') from error
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except Exception as error:
+        raise StockpotError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return rows
 
 
 @cache
