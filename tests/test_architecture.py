@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "options",
         "snapshots",
     ),
-    ("fused",),
+    ("fused", "sandbox"),
     ("diagnostics",),
     ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring"),
     ("ops", "seeds"),

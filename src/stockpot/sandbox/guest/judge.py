@@ -1,0 +1,165 @@
+"""Tests in a process of their own, without a byte of the candidate's: its functions are asked for over a pipe.
+
+In the tests `f(2)` sends the argument to the candidate's process and gets plain data back, so that all comparisons
+are made here, between values of Python's own types. What a candidate returns that is no plain data (an object of its
+own class, a generator) is a `Remote`: it can be passed on, called, iterated and asked for attributes, and equals
+nothing but itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from .child import described, teller
+from .plain import decode, encode
+
+LONGEST = 8 * 2**20
+"""Bytes of one answer."""
+
+
+class Gone(Exception):
+    """The candidate's process has ended."""
+
+
+class Wire:
+    """Asks the candidate's process."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe, self.rest, self.tell, self.opaque = pipe, b"", teller(pipe), 0
+
+    def ask(self, do: str, of: Any, args: tuple[Any, ...] = (), named: dict[str, Any] | None = None) -> Any:
+        """One question; the answer as plain data, or an exception."""
+        line = {
+            "do": do,
+            "of": of,
+            "args": [encode(item, sendable) for item in args],
+            "named": {key: encode(item, sendable) for key, item in (named or {}).items()},
+        }
+        try:
+            self.tell(line)
+        except OSError as error:
+            raise Gone("the program has ended") from error
+        told = json.loads(self.line())
+        if isinstance(told, dict) and "value" in told:
+            return decode(told["value"], self.held)
+        if isinstance(told, dict) and isinstance(told.get("error"), list):
+            fail(*[str(part)[:300] for part in told["error"][:2]])
+        raise ValueError("no answer")
+
+    def line(self) -> bytes:
+        """What the candidate's process says, up to the end of the line."""
+        parts = [self.rest]
+        while b"\n" not in parts[-1]:
+            data = os.read(self.pipe, 65536)
+            if not data or sum(map(len, parts)) > LONGEST:
+                raise Gone("the program has ended")
+            parts.append(data)
+        line, _, self.rest = b"".join(parts).partition(b"\n")
+        return line
+
+    def held(self, inner: Any) -> Any:
+        """An object that stays in the candidate's process."""
+        self.opaque += 1
+        return Remote(self, [int(inner[0]), str(inner[1])])
+
+
+class Remote:
+    """A function or an object of the candidate's. It is never asked whether it equals something."""
+
+    def __init__(self, wire: Wire, of: Any) -> None:
+        object.__setattr__(self, "_here", (wire, of))
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        wire, of = object.__getattribute__(self, "_here")
+        return wire.ask("call", of, args, named)
+
+    def __getattr__(self, name: str) -> Any:
+        wire, of = object.__getattribute__(self, "_here")
+        if name.startswith("__") and name not in ("__name__", "__doc__"):
+            raise AttributeError(name)
+        return wire.ask("get", of, (name,))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        wire, of = object.__getattribute__(self, "_here")
+        wire.ask("set", of, (name, value))
+
+    def __getitem__(self, key: Any) -> Any:
+        wire, of = object.__getattribute__(self, "_here")
+        return wire.ask("item", of, (key,))
+
+    def __iter__(self) -> Iterator[Any]:
+        wire, of = object.__getattribute__(self, "_here")
+        return iter(wire.ask("iter", of))
+
+    def __len__(self) -> int:
+        wire, of = object.__getattribute__(self, "_here")
+        return int(wire.ask("len", of))
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def sendable(value: Any) -> Any:
+    """What an argument that is no plain data becomes."""
+    if isinstance(value, Remote):
+        return {"ref": object.__getattribute__(value, "_here")[1]}
+    raise TypeError(f"a test passes a {type(value).__name__}, which is no plain data")
+
+
+def fail(name: str, message: str = "") -> NoReturn:
+    """Raise here what the candidate raised there, where it is one of Python's own exceptions."""
+    kind = getattr(builtins, name, None)
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind not in (AssertionError, StopIteration):
+        try:
+            error = kind(message)
+        except TypeError:
+            error = RuntimeError(f"{name}: {message}")
+        raise error
+    raise RuntimeError(f"{name}: {message}")
+
+
+def unknown(sources: list[str]) -> set[str]:
+    """Names that the tests use and neither they nor Python define."""
+    trees = [ast.parse(source) for source in sources]
+    used, made = set(), set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.alias):
+            made.add((node.asname or node.name).partition(".")[0])
+    return {name for name in used - made if not hasattr(builtins, name)}
+
+
+def judge(job: dict[str, Any], verdict: int, pipe: int, modules: list[str]) -> int:
+    """Run the tests one after the other and tell which passed."""
+    wire, tell = Wire(pipe), teller(verdict)
+    passed: list[bool] = []
+    errors: list[Any] = []
+    try:
+        space: dict[str, Any] = {"__name__": "test"}
+        for name in unknown([job["setup"], *job["tests"]]) - {job["entry"]}:
+            space[name] = importlib.import_module(name) if name in modules else Remote(wire, name)
+        exec(compile(job["setup"], "setup", "exec"), space)
+        if job["entry"]:
+            space[job["entry"]] = Remote(wire, job["entry"])
+    except BaseException as error:
+        tell({"broken": described(error)})
+        return 0
+    for source in job["tests"]:
+        try:
+            exec(compile(source, "test", "exec"), space)
+            passed.append(True)
+            errors.append(None)
+        except BaseException as error:
+            passed.append(False)
+            errors.append(described(error))
+    tell({"passed": passed, "errors": errors, "opaque": wire.opaque})
+    return 0
