@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from stockpot.sandbox.guest.plain import decode, encode
@@ -104,6 +104,8 @@ class Outcome:
     """Of `Tests`: how many answers were no plain data, so that comparing them could not but fail."""
     ms: float = 0.0
     """Time on the clock, from asking to answer."""
+    cpu_ms: float = 0.0
+    """Time on the processor, of the servers and of what they forked."""
 
     @property
     def ok(self) -> bool:
@@ -136,14 +138,15 @@ def framed(job: Job, limits: Limits) -> tuple[dict[str, Any], dict[str, Any] | N
     return {**common, "do": "tests", "code": job.code}, {**common, **told}
 
 
-def read(job: Job, told: Mapping[str, Any], verdict: Mapping[str, Any] | None, ms: float) -> Outcome:
+def read(job: Job, told: Mapping[str, Any], verdict: Mapping[str, Any] | None) -> Outcome:
     """What the servers answered, as an outcome. What a candidate wrote is data here, however strange."""
     end, code = ended(told)
     lines = [line for line in map(parsed, str(told["told"]).splitlines()) if line]
     error = next((worded(line["error"]) for line in lines if "error" in line and "step" not in line), "")
-    outcome = Outcome(end, code, str(told["stdout"]), error, ms=ms)
+    cpu_ms = float(told["cpu_ms"]) + float((verdict or {}).get("cpu_ms", 0.0))
+    outcome = Outcome(end, code, str(told["stdout"]), error, cpu_ms=cpu_ms)
     if isinstance(job, Calls):
-        return Outcome(end, code, outcome.stdout, error, values=_values(job, lines, outcome), ms=ms)
+        return replace(outcome, values=_values(job, lines, outcome))
     if isinstance(job, Tests):
         return _judged(job, outcome, verdict or {})
     return outcome
@@ -198,17 +201,19 @@ def _value(line: dict[str, Any]) -> Value:
 
 
 def _judged(job: Tests, outcome: Outcome, verdict: Mapping[str, Any]) -> Outcome:
-    count = len(job.tests)
-    told = parsed(str(verdict.get("told", "")))
-    end, code = outcome.end, outcome.code
-    common: dict[str, Any] = {"code": code, "stdout": outcome.stdout, "ms": outcome.ms, "passed": (False,) * count}
+    count, told = len(job.tests), parsed(str(verdict.get("told", "")))
+    none = (False,) * count
     if "broken" in told:
-        return Outcome(end, error=f"setup: {worded(told['broken'])}", broken=True, **common)
+        return replace(outcome, error=f"setup: {worded(told['broken'])}", broken=True, passed=none)
     if "passed" not in told or len(told["passed"]) != count:
-        late = "timeout" if verdict.get("end") == "timeout" or end == "timeout" else end
-        why = "lost" if late == "done" else late
-        return Outcome(why, error=outcome.error or "the tests came to no end", errors=(why,) * count, **common)
-    passed = tuple(flag is True for flag in told["passed"])
-    gone = outcome.error or (end if end != "done" else "")
-    errors = tuple((gone and f"{gone}; ") + worded(error) if error else "" for error in told["errors"])
-    return Outcome(end, error=outcome.error, errors=errors, opaque=int(told["opaque"]), **{**common, "passed": passed})
+        late = verdict.get("end") == "timeout" or outcome.end == "timeout"
+        end: End = "timeout" if late else "lost" if outcome.end == "done" else outcome.end
+        why = outcome.error or "the tests came to no end"
+        return replace(outcome, end=end, error=why, passed=none, errors=(end,) * count)
+    gone = outcome.error or (outcome.end if outcome.end != "done" else "")
+    return replace(
+        outcome,
+        passed=tuple(flag is True for flag in told["passed"]),
+        errors=tuple((gone and f"{gone}; ") + worded(error) if error else "" for error in told["errors"]),
+        opaque=int(told["opaque"]),
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import operator
 import os
 import random
 import sys
@@ -26,13 +27,16 @@ NAME = "answer.py"
 OUT_OF_MEMORY = b'{"error": ["MemoryError", "", 0]}\n'
 LONGEST = 100_000
 """Items that are read of an iterator."""
+ASKED: dict[str, Callable[..., Any]] = {"get": getattr, "set": setattr, "item": operator.getitem, "len": len}
 
 
 def run(job: dict[str, Any], values: int, judge: int) -> int:
     """Run the program and what is asked of it; the exit code of the process."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="replace")
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="backslashreplace")
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace")
+    sys.stdin = open(0, encoding="utf-8", errors="replace")  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    for name in ("stdin", "stdout", "stderr"):
+        setattr(sys, f"__{name}__", getattr(sys, name))
     sys.argv = [NAME]
     random.seed(0)
     gc.enable()
@@ -81,7 +85,10 @@ def take(entry: str, inputs: list[Any], space: dict[str, Any], tell: Callable[[A
 
 
 def answer(space: dict[str, Any], judge: int) -> None:
-    """Do what the judge asks, one line after the other, until it hangs up. What is no plain data stays here, numbered."""
+    """Do what the judge asks, one line after the other, until it hangs up.
+
+    What is no plain data stays here, numbered.
+    """
     kept: list[Any] = []
 
     def keep(value: Any) -> Any:
@@ -96,7 +103,7 @@ def answer(space: dict[str, Any], judge: int) -> None:
         raise NameError(f"name {of!r} is not defined")
 
     tell = teller(judge)
-    for line in open(judge, "rb", closefd=False):
+    for line in os.fdopen(judge, "rb"):
         try:
             asked = json.loads(line)
             held, do = find(asked["of"]), asked["do"]
@@ -106,7 +113,7 @@ def answer(space: dict[str, Any], judge: int) -> None:
             elif do == "iter":
                 value = list(islice(iter(held), LONGEST))
             else:
-                value = {"get": getattr, "set": setattr, "item": lambda a, b: a[b], "len": len}[do](held, *arguments)
+                value = ASKED[do](held, *arguments)
             told = {"value": encode(value, keep)}
         except MemoryError:
             told = {"error": ["MemoryError", "", 0]}

@@ -13,6 +13,7 @@ import builtins
 import importlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -124,29 +125,35 @@ def fail(name: str, message: str = "") -> NoReturn:
     raise RuntimeError(f"{name}: {message}")
 
 
-def unknown(sources: list[str]) -> set[str]:
-    """Names that the tests use and neither they nor Python define."""
-    trees = [ast.parse(source) for source in sources]
-    used, made = set(), set()
-    for node in (node for tree in trees for node in ast.walk(tree)):
+def unknown(sources: list[str]) -> dict[str, bool]:
+    """Names that the tests use and neither they nor Python define; and whether a name is one of Python's modules,
+    used as such (`math.isclose` with no import): those must never be the candidate's."""
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    dotted = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    used: set[str] = set()
+    made: set[str] = set()
+    for node in nodes:
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             made.add(node.name)
+        elif isinstance(node, ast.arg):
+            made.add(node.arg)
         elif isinstance(node, ast.alias):
             made.add((node.asname or node.name).partition(".")[0])
-    return {name for name in used - made if not hasattr(builtins, name)}
+    free = {name for name in used - made if not hasattr(builtins, name)}
+    return {name: name in dotted and name in sys.stdlib_module_names for name in sorted(free)}
 
 
-def judge(job: dict[str, Any], verdict: int, pipe: int, modules: list[str]) -> int:
+def judge(job: dict[str, Any], verdict: int, pipe: int) -> int:
     """Run the tests one after the other and tell which passed."""
     wire, tell = Wire(pipe), teller(verdict)
     passed: list[bool] = []
     errors: list[Any] = []
     try:
         space: dict[str, Any] = {"__name__": "test"}
-        for name in unknown([job["setup"], *job["tests"]]) - {job["entry"]}:
-            space[name] = importlib.import_module(name) if name in modules else Remote(wire, name)
+        for name, module in unknown([job["setup"], *job["tests"]]).items():
+            space[name] = importlib.import_module(name) if module else Remote(wire, name)
         exec(compile(job["setup"], "setup", "exec"), space)
         if job["entry"]:
             space[job["entry"]] = Remote(wire, job["entry"])

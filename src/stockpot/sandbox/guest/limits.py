@@ -10,6 +10,7 @@ import signal
 import struct
 
 FILES, PROCESSES = 64, 256
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def limit(cpu_seconds: float, memory_mb: int) -> None:
@@ -32,18 +33,17 @@ def limit(cpu_seconds: float, memory_mb: int) -> None:
 
 def hide() -> None:
     """Others of the same user may not trace this process or read its memory; children inherit that."""
-    if ctypes.CDLL(None, use_errno=True).prctl(4, 0, 0, 0, 0):  # PR_SET_DUMPABLE
+    if _LIBC.prctl(4, 0, 0, 0, 0):  # PR_SET_DUMPABLE
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def give_up_rights(parent: int) -> None:
     """No capabilities, no way to new ones, and death with the server."""
-    libc = ctypes.CDLL(None, use_errno=True)
     header, none = struct.pack("<Ii", 0x20080522, 0), bytes(24)
     for failed in (
-        libc.prctl(1, int(signal.SIGKILL), 0, 0, 0),  # PR_SET_PDEATHSIG
-        libc.prctl(38, 1, 0, 0, 0),  # PR_SET_NO_NEW_PRIVS
-        libc.capset(header, none),
+        _LIBC.prctl(1, int(signal.SIGKILL), 0, 0, 0),  # PR_SET_PDEATHSIG
+        _LIBC.prctl(38, 1, 0, 0, 0),  # PR_SET_NO_NEW_PRIVS
+        _LIBC.capset(header, none),
     ):
         if failed:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

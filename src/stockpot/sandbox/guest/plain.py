@@ -18,7 +18,7 @@ from typing import Any
 SMALL = 2**63
 """Integers from here on travel as hexadecimal digits: decimal ones cost the square of their length."""
 ALIKE = 64
-"""A set or dict with more keys than this of one hash is refused: made to collide, they cost the square of their number."""
+"""A set or dict with more keys than this of one hash is refused: made to collide, they cost their number squared."""
 
 
 class Opaque:

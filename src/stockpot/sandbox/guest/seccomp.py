@@ -123,11 +123,20 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def install(lines: list[Line]) -> None:
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_SOMEONE = 0x3ABCDEF1
+"""Stands for the process id in a filter that is not yet anyone's; larger than any."""
+
+
+def template(machine: str) -> bytes:
+    """The filter as the kernel reads it, for a process that is not known yet."""
+    return b"".join(struct.pack("<HBBI", *line) for line in program(machine, _SOMEONE))
+
+
+def install(code: bytes, pid: int) -> None:
     """Put the filter on this process, for good. Needs no_new_privs."""
-    code = b"".join(struct.pack("<HBBI", *line) for line in lines)
+    code = code.replace(struct.pack("<I", _SOMEONE), struct.pack("<I", pid))
     held = ctypes.create_string_buffer(code, len(code))
-    asked = _Program(len(lines), ctypes.addressof(held))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(22, 2, ctypes.byref(asked), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    asked = _Program(len(code) // 8, ctypes.addressof(held))
+    if _LIBC.prctl(22, 2, ctypes.byref(asked), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

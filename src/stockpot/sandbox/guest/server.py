@@ -11,8 +11,8 @@ of a candidate's, and what they read from one they hand on as text.
 from __future__ import annotations
 
 import builtins
-import ctypes
 import fcntl
+import functools
 import gc
 import importlib
 import json
@@ -24,12 +24,15 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any, BinaryIO, NamedTuple
 
 from . import child, judge, landlock, limits, seccomp
 
-WARM = ["array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "math", "numbers", "operator", "random", "re", "statistics", "string", "textwrap", "time", "typing"]
+WARM = """
+array bisect cmath collections copy dataclasses datetime decimal enum fractions functools hashlib heapq io itertools
+math numbers operator random re statistics string textwrap time typing
+""".split()  # noqa: SIM905
 """Modules that programs like to import: they are read once, here."""
 GRACE = 1.0
 """Seconds that tests have beyond the candidate's time, to tell that it ran out."""
@@ -41,7 +44,9 @@ class Locks(NamedTuple):
     """What a child is held by."""
 
     rules: int
-    machine: str
+    """Descriptor of landlock's; -1: none."""
+    filter: bytes
+    """Seccomp's, empty where none is known for this machine."""
 
 
 def send(pipe: BinaryIO, what: Any) -> None:
@@ -69,10 +74,13 @@ def main(tests_in: int, tests_out: int) -> None:
     from _sitebuiltins import Quitter
 
     builtins.exit, builtins.quit = Quitter("exit", "Ctrl-D"), Quitter("quit", "Ctrl-D")
-    ctypes.CDLL(None)
     limits.hide()
     known = landlock.version()
-    locks = Locks(landlock.ruleset(setup["readable"], ["/dev/null"]) if known else -1, platform.machine())
+    machine = platform.machine()
+    locks = Locks(
+        landlock.ruleset(setup["readable"], ["/dev/null"]) if known else -1,
+        seccomp.template(machine) if machine in seccomp.ARCHITECTURES else b"",
+    )
     first, second = socket.socketpair()
     gc.collect()
     gc.freeze()
@@ -85,7 +93,7 @@ def main(tests_in: int, tests_out: int) -> None:
     second.close()
     os.close(tests_in)
     os.close(tests_out)
-    send(outgoing, {"landlock": known, "machine": locks.machine, "python": platform.python_version()})
+    send(outgoing, {"landlock": known, "machine": machine, "python": platform.python_version()})
     while (job := receive(incoming)) is not None:
         send(outgoing, serve(job, first, locks))
 
@@ -114,8 +122,8 @@ def spawn(job: dict[str, Any], ends: list[int], locks: Locks, body: Callable[[],
         if locks.rules >= 0 and "landlock" not in without:
             landlock.restrict(RULES)
         os.closerange(RULES, RULES + 1)
-        if "seccomp" not in without:
-            seccomp.install(seccomp.program(locks.machine, os.getpid()))
+        if locks.filter and "seccomp" not in without:
+            seccomp.install(locks.filter, os.getpid())
         code = 121
         code = body()
     finally:
@@ -124,10 +132,9 @@ def spawn(job: dict[str, Any], ends: list[int], locks: Locks, body: Callable[[],
 
 def serve(job: dict[str, Any], wire: socket.socket, locks: Locks) -> dict[str, Any]:
     """A candidate: fork, watch, tell."""
-    tested, deadline = job["do"] == "tests", monotonic() + job["seconds"]
+    tested, deadline, began = job["do"] == "tests", monotonic() + job["seconds"], process_time()
     stdin = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(stdin, "wb", closefd=False) as file:
-        file.write(job.pop("stdin", "").encode(errors="replace"))
+    put(stdin, job.pop("stdin", "").encode(errors="replace"))
     os.lseek(stdin, 0, os.SEEK_SET)
     fcntl.fcntl(stdin, 1033, 0xF)  # F_ADD_SEALS: as it is, for good
     null = os.open("/dev/null", os.O_WRONLY)
@@ -142,40 +149,54 @@ def serve(job: dict[str, Any], wire: socket.socket, locks: Locks) -> dict[str, A
     for end in (stdin, null, output[1], values[1]):
         os.close(end)
     came, why = watch([output[0], values[0]], deadline, job["most"], wire.fileno() if tested else -1)
-    status = end_of(pid)
+    status, used = end_of(pid)
     if tested and not wire.recv(1):
         sys.exit(1)
     for pipe in (output[0], values[0]):
         os.close(pipe)
     out, told = (data.decode(errors="replace") for data in came)
-    return {"end": why, "code": status, "stdout": out, "told": told}
+    return {"end": why, "code": status, "stdout": out, "told": told, "cpu_ms": used + own(began)}
 
 
 def judging(incoming: BinaryIO, outgoing: BinaryIO, wire: socket.socket, locks: Locks) -> None:
     """The server of tests. It is told the tests, then handed the way to the candidate."""
     while (job := receive(incoming)) is not None:
+        began = process_time()
         _, handed, _, _ = socket.recv_fds(wire, 1, 1)
         if not handed:
             return
         verdict = os.pipe()
         null = os.open("/dev/null", os.O_RDWR)
-        pid = spawn(job, [null, null, null, verdict[1], handed[0]], locks, lambda job=job: judge.judge(job, 3, 4, WARM))
+        pid = spawn(job, [null, null, null, verdict[1], handed[0]], locks, functools.partial(judge.judge, job, 3, 4))
         for end in (null, verdict[1], handed[0]):
             os.close(end)
         came, why = watch([verdict[0]], monotonic() + job["seconds"] + GRACE, job["most"], -1)
-        status = end_of(pid)
+        status, used = end_of(pid)
         os.close(verdict[0])
         wire.sendall(b"d")
-        send(outgoing, {"end": why, "code": status, "told": came[0].decode(errors="replace")})
+        told = came[0].decode(errors="replace")
+        send(outgoing, {"end": why, "code": status, "told": told, "cpu_ms": used + own(began)})
 
 
-def end_of(pid: int) -> int:
-    """Kill what is left of a child, and its exit code."""
+def own(began: float) -> float:
+    """Milliseconds that this server itself has worked."""
+    return (process_time() - began) * 1000
+
+
+def put(file: int, data: bytes) -> None:
+    """Write all of it."""
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def end_of(pid: int) -> tuple[int, float]:
+    """Kill what is left of a child; its exit code, and the milliseconds that it had of the processor."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _, status, used = os.wait4(pid, 0)
+    return os.waitstatus_to_exitcode(status), (used.ru_utime + used.ru_stime) * 1000
 
 
 def watch(pipes: list[int], deadline: float, most: int, until: int) -> tuple[list[bytes], str]:

@@ -1,0 +1,4 @@
+"""Programs that mean harm."""
+
+ATTACKS = {}
+FORGERIES = {}
