@@ -46,9 +46,11 @@ def load_config(name: str) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model folder or hub id."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model folder or hub id, or of a folder that holds nothing else."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (Path(name) / "tokenizer.json").is_file() and not (Path(name) / "config.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(name)
     return _load(AutoTokenizer, name)
 
 

@@ -133,7 +133,7 @@ def pass_line(counts: Sequence[int], samples: int, k: int, spread: intervals.Spr
     """pass@k over problems of which so many samples were right."""
     spread = spread or intervals.difficulties(counts, samples)
     table = np.array([pass_at_k(samples, c, k) for c in range(samples + 1)])
-    return Line(intervals.over_problems(table[list(counts)]), intervals.over_samples(counts, table, spread))
+    return Line(intervals.over_problems(table[list(counts)]), intervals.over_samples(counts, table, spread, k))
 
 
 def majority_line(ballots: Sequence[Votes]) -> Line:

@@ -57,12 +57,13 @@ def over_problems(values: Sequence[float] | Floats) -> Estimate:
     return wilson(mean, variance, trials=n, quantile=student(n - 1))
 
 
-def over_samples(counts: Sequence[int], table: Floats, spread: Spread) -> Estimate:
-    """The mean of `table[count]` over problems, for the same problems sampled anew."""
+def over_samples(counts: Sequence[int], table: Floats, spread: Spread, k: int) -> Estimate:
+    """The mean of `table[count]`, the estimates of pass@k, for the same problems sampled anew."""
     mean = float(table[list(counts)].mean())
     expected, square = spread.counts @ table, spread.counts @ table**2
     variance = float(spread.weights @ np.maximum(square - expected**2, 0.0)) / len(counts)
-    return wilson(mean, variance, trials=len(counts) * (spread.counts.shape[1] - 1), quantile=NORMAL)
+    trials = len(counts) * max(1, (spread.counts.shape[1] - 1) // k)
+    return wilson(mean, variance, trials=trials, quantile=NORMAL)
 
 
 def difficulties(counts: Sequence[int], samples: int) -> Spread:
@@ -101,7 +102,7 @@ def votes_again(ballots: Sequence[Votes], seed: int = 0) -> Estimate:
         if len(set(zip(votes.groups, votes.right, strict=True))) > 1:
             times = draw.multinomial(k, np.full(k, 1 / k), size=RESAMPLES)
             variance += float(np.var(_majorities(votes, times)))
-    return wilson(mean, variance / len(ballots) ** 2, trials=sum(len(v.groups) for v in ballots), quantile=NORMAL)
+    return wilson(mean, variance / len(ballots) ** 2, trials=len(ballots), quantile=NORMAL)
 
 
 def _majorities(votes: Votes, times: NDArray[np.int64]) -> Floats:
@@ -119,18 +120,23 @@ def _majorities(votes: Votes, times: NDArray[np.int64]) -> Floats:
 
 
 def wilson(mean: float, variance: float, *, trials: int, quantile: float) -> Estimate:
-    """The interval of a share from its variance; `trials` stands in where nothing varies and all are 0 or all 1.
+    """The interval of a share from its variance, where `trials` problems or samples were looked at.
+
+    Near 0 and 1 a variance says little: the rare problem that would have made it is not among those seen. So there
+    the effective number of trials is held down to the real one; with f trials' worth on the rarer side, to e^f times
+    as many, which is no bound soon.
 
     >>> print(wilson(0.5, 0.0025, trials=100, quantile=1.96))
     0.500 [0.404, 0.596]
+    >>> print(wilson(1.0, 0.0, trials=30, quantile=2.045))
+    1.000 [0.878, 1.000]
     """
     inside = mean * (1 - mean)
-    if variance <= 0 and inside > 1e-12:
-        return Estimate(mean, mean, mean)
-    size = trials if inside <= 1e-12 else inside / variance
+    most = trials * math.exp(min(trials * min(mean, 1 - mean), 50.0))
+    size = min(most, inside / variance) if variance > 0 and inside > 0 else most
     square = quantile**2 / size
     centre = (mean + square / 2) / (1 + square)
-    reach = math.sqrt(square * inside + square**2 / 4) / (1 + square)
+    reach = math.sqrt(max(0.0, square * inside + square**2 / 4)) / (1 + square)
     return Estimate(mean, min(max(0.0, centre - reach), mean), max(min(1.0, centre + reach), mean))
 
 

@@ -57,8 +57,8 @@ def grade(kind: Kind, responses: Sequence[Response], reward: RewardFunction | No
 
 
 def _near(response: Response, reward: float | None, answer: str | None) -> float | None:
-    """Where the benchmark allows a tolerance, a number within it is right."""
-    tolerance = response.problem.columns.get("tolerance")
+    """Where the benchmark allows an absolute error, a number within it is right; graders know relative ones only."""
+    tolerance = response.problem.columns.get("absolute")
     if not tolerance or reward is None or answer is None:
         return reward
     found = NUMBER.match(answer.strip().removeprefix("$"))

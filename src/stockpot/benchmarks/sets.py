@@ -57,7 +57,7 @@ def olympiad(row: Row, number: int) -> Problem:
     if row.get("unit"):
         columns["unit"] = mend.undollared(str(row["unit"]))
     if row.get("error"):
-        columns["tolerance"] = float(row["error"])
+        columns["absolute"] = float(row["error"])
     context = str(row.get("context") or "").strip()
     return Problem(name_of(row, number), "\n".join(filter(None, (context, str(field(row, "question"))))), columns)
 
