@@ -1,7 +1,8 @@
-"""Are pass@k and its intervals right? pass@k against the closed form, 95 % intervals against the truth they should hold.
+"""Are pass@k and its intervals right? pass@k against the closed form, 95 % intervals against the truth.
 
     python bench/intervals.py                 # every cell, about 10 minutes on one core
     python bench/intervals.py --trials 100    # quicker, less sure
+    python bench/intervals.py --only hard     # one of the populations
 
 Problems' chances of success come from one of several populations. *Over problems*: new problems each time, the truth
 is the population's. *Over samples*: the same problems each time, the truth is theirs. Each cell prints how often the
@@ -20,9 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stockpot.benchmarks import intervals
-from stockpot.benchmarks.figures import pass_line
 from stockpot.benchmarks.intervals import Votes
-from stockpot.passk import Estimate, bootstrap, pass_at_k
+from stockpot.passk import Estimate, pass_at_k
 
 POPULATIONS = {"even": (0.5, 0.5), "hard": (0.2, 1.2), "contest": (0.15, 0.6), "easy": (2.0, 0.4), "middling": (2, 2)}
 """Beta distributions of a problem's chance of success."""
@@ -61,6 +61,12 @@ def holds(estimate: Estimate, truth: float) -> bool:
     return estimate.low - 1e-12 <= truth <= estimate.high + 1e-12
 
 
+def percentile(values: np.ndarray, rng: np.random.Generator, resamples: int = 400) -> Estimate:
+    """The plain bootstrap over problems, for comparison."""
+    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
+    return Estimate(float(values.mean()), *map(float, np.quantile(means, (0.025, 0.975))))
+
+
 def passes(population: str, problems: int, samples: int, k: int, trials: int, seed: int = 0) -> Cell:
     """pass@k."""
     rng = np.random.default_rng(seed)
@@ -69,15 +75,16 @@ def passes(population: str, problems: int, samples: int, k: int, trials: int, se
     truth = float((1 - (1 - everything) ** k).mean())
     cell = Cell(f"{population} N={problems} K={samples} k={k}", problems * min(truth, 1 - truth), {})
     hits: dict[str, list[bool]] = {"problems": [], "samples": [], "percentile": []}
+    table = np.array([pass_at_k(samples, c, k) for c in range(samples + 1)])
     same = np.sort(everything)[:: len(everything) // problems][:problems]
     same_truth = float((1 - (1 - same) ** k).mean())
-    for trial in range(trials):
-        counts = rng.binomial(samples, rng.choice(everything, problems))
-        hits["problems"].append(holds(pass_line(counts.tolist(), samples, k).problems, truth))
-        values = [pass_at_k(samples, int(c), k) for c in counts]
-        hits["percentile"].append(holds(bootstrap(values, resamples=200, seed=trial), truth))
-        again = rng.binomial(samples, same)
-        hits["samples"].append(holds(pass_line(again.tolist(), samples, k).samples, same_truth))
+    for _ in range(trials):
+        values = table[rng.binomial(samples, rng.choice(everything, problems))]
+        hits["problems"].append(holds(intervals.over_problems(values), truth))
+        hits["percentile"].append(holds(percentile(values, rng), truth))
+        again = rng.binomial(samples, same).tolist()
+        spread = intervals.difficulties(again, samples)
+        hits["samples"].append(holds(intervals.over_samples(again, table, spread, k), same_truth))
     cell.hits = hits
     return cell
 
@@ -102,22 +109,25 @@ def votes(problems: int, samples: int, trials: int, seed: int = 0) -> Cell:
     return Cell(f"majority N={problems} K={samples}", problems * min(truth, 1 - truth), hits)
 
 
-def cells(trials: int) -> Iterator[Cell]:
-    for population, n, samples in itertools.product(POPULATIONS, PROBLEMS, SAMPLES):
+def cells(trials: int, only: str) -> Iterator[Cell]:
+    """Every setting, or those of one population."""
+    for population, n, samples in itertools.product([only] if only else POPULATIONS, PROBLEMS, SAMPLES):
         for k in (1, samples // 2, samples):
             yield passes(population, n, samples, k, trials)
-    for n, samples in itertools.product((30, 164), SAMPLES):
+    for n, samples in itertools.product(() if only else (30, 164), SAMPLES):
         yield votes(n, samples, min(trials, 200))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=400)
-    trials = parser.parse_args().trials
+    parser.add_argument("--only", choices=POPULATIONS, default="")
+    options = parser.parse_args()
+    trials = options.trials
     print(f"pass@k against the closed form, 10000 random tables: largest error {closed_form(10_000):.1e}")
     found = []
     print(f"{'cell':<32} {'rare':>7}  share of {trials} intervals that held the truth")
-    for cell in cells(trials):
+    for cell in cells(trials, options.only):
         print(cell, flush=True)
         found.append(cell)
     for title, some in (
@@ -126,6 +136,8 @@ def main() -> None:
     ):
         for kind in ("problems", "samples", "percentile"):
             shares = [c.share(kind) for c in some if kind in c.hits]
+            if not shares:
+                continue
             inside = sum(0.93 <= share <= 0.97 for share in shares)
             print(
                 f"{title}, {kind}: mean {np.mean(shares):.3f}, least {min(shares):.3f}, most {max(shares):.3f}; "

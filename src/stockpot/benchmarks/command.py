@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from stockpot.benchmarks.store import Sample, Store
 from stockpot.models import load_model, load_tokenizer, pick_device, stop_tokens
 from stockpot.options import Eval, Grade
 from stockpot.record import Run, surroundings, write_whole
+from stockpot.rewards import maths
 from stockpot.samplers.torch import TorchSampler
 from stockpot.types import Author, Sampling, StockpotError
 
@@ -191,6 +191,7 @@ def _grade(store: Store, name: str, tokenizer: Any, settings: dict[str, Any]) ->
             f"{store.folder} holds {len(samples)} of {wanted} samples of {name}: go on with the same `stockpot eval`."
         )
     stops = templates.template(settings["template"], kind, next(iter(asked.values()))[0]).stops
+    reward = judge.grader(kind, bare=settings["template"] != "chat")
     grades: list[judge.Grade] = []
     with console.bar(f"grading {name}", len(samples)) as bar:
         for first in range(0, len(samples), AT_ONCE):
@@ -200,7 +201,7 @@ def _grade(store: Store, name: str, tokenizer: Any, settings: dict[str, Any]) ->
                 judge.Response(*asked[s.problem], templates.cut(text, stops))
                 for s, text in zip(part, texts, strict=True)
             ]
-            grades += judge.grade(kind, responses)
+            grades += judge.grade(kind, responses, reward)
             bar.advance(len(part), right=sum((g.reward or 0.0) > 0.5 for g in grades) / len(grades))
     graded = _counted(kind, samples, grades)
     store.write_grades(
@@ -220,9 +221,8 @@ def _counted(kind: Kind, samples: Sequence[Sample], grades: Sequence[judge.Grade
         places.setdefault(sample.problem, []).append(i)
     group = [-1] * len(samples)
     if kind == "maths":
-        same = importlib.import_module("stockpot.rewards.maths").same
         for where in places.values():
-            for i, number in zip(where, judge.groups([grades[i].answer for i in where], same), strict=True):
+            for i, number in zip(where, judge.groups([grades[i].answer for i in where], maths.same), strict=True):
                 group[i] = number
     return [
         Graded(

@@ -10,8 +10,9 @@ should cover 95 (`bench/intervals.py` measures both).
 **Over samples**, the problems given, a bootstrap of each problem's samples fails: where 1 of 32 is right, resampling
 says that pass@32 is 0.64 and not 1. What is wanted is how much pass@k would vary if the same problems were sampled
 again, which depends on their chances of success; how these are spread over the problems is estimated from all of
-their counts together (the nonparametric maximum likelihood of a mixture of binomials, by EM on a grid). For votes,
-where answers are many, samples are drawn again from each problem's own, and only the variance of that is used.
+their counts together (the nonparametric maximum likelihood of a mixture of binomials, by EM on a grid). Student's
+quantile has as many degrees of freedom as there are problems that vary. For votes, where answers are many, samples are
+drawn again from each problem's own, and only the variance of that is used.
 """
 
 from __future__ import annotations
@@ -60,10 +61,14 @@ def over_problems(values: Sequence[float] | Floats) -> Estimate:
 def over_samples(counts: Sequence[int], table: Floats, spread: Spread, k: int) -> Estimate:
     """The mean of `table[count]`, the estimates of pass@k, for the same problems sampled anew."""
     mean = float(table[list(counts)].mean())
-    expected, square = spread.counts @ table, spread.counts @ table**2
-    variance = float(spread.weights @ np.maximum(square - expected**2, 0.0)) / len(counts)
+    moves = np.maximum(spread.counts @ table**2 - (spread.counts @ table) ** 2, 0.0)
+    joint = spread.counts * spread.weights[:, None]
+    by_count = (moves @ joint) / np.maximum(joint.sum(0), 1e-300)
+    each = by_count[list(counts)]  # what the estimate of each problem is thought to vary by
+    variance = float(spread.weights @ moves) / len(counts)
+    freedom = float(each.sum() ** 2 / np.square(each).sum()) if each.any() else math.inf
     trials = len(counts) * max(1, (spread.counts.shape[1] - 1) // k)
-    return wilson(mean, variance, trials=trials, quantile=NORMAL)
+    return wilson(mean, variance, trials=trials, quantile=student(freedom))
 
 
 def difficulties(counts: Sequence[int], samples: int) -> Spread:
@@ -140,12 +145,12 @@ def wilson(mean: float, variance: float, *, trials: int, quantile: float) -> Est
     return Estimate(mean, min(max(0.0, centre - reach), mean), max(min(1.0, centre + reach), mean))
 
 
-def student(freedom: int) -> float:
+def student(freedom: float) -> float:
     """The 97.5 % quantile of Student's t; by its expansion where the table ends."""
     if freedom < 1:
         return math.inf
     if freedom <= len(STUDENT_T):
-        return STUDENT_T[freedom - 1]
+        return STUDENT_T[int(freedom) - 1]
     z = NORMAL
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     return z + first / freedom + second / freedom**2

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stockpot.benchmarks.problem import Kind, Problem
+from stockpot.rewards import maths, programs
 from stockpot.rewards.score import RewardFunction
 from stockpot.types import StockpotError
 
@@ -38,18 +39,17 @@ class Grade:
     """What stands in the box; None where there is none, and for programs."""
 
 
-def grade(kind: Kind, responses: Sequence[Response], reward: RewardFunction | None = None) -> list[Grade]:
-    """Judge responses of one kind. Another `reward`, of TRL's shape, may stand in for the kind's own."""
-    judge = grader(kind) if reward is None else reward
+def grade(kind: Kind, responses: Sequence[Response], reward: RewardFunction) -> list[Grade]:
+    """Judge responses of one kind by its `grader`, or by any other reward function of TRL's shape."""
     names = dict.fromkeys(name for r in responses for name in r.problem.columns if name not in UNSEEN)
     columns = {name: [r.problem.columns.get(name) for r in responses] for name in names}
     prompts = columns.pop("prompt", None) or [r.prompt for r in responses]
-    values = judge(prompts=prompts, completions=[r.text for r in responses], **columns)
+    values = reward(prompts=prompts, completions=[r.text for r in responses], **columns)
     if inspect.isawaitable(values):
         values = asyncio.run(_finish(values))
     if len(values) != len(responses):
         raise StockpotError(f"the grader gave {len(values)} numbers for {len(responses)} responses.")
-    answers = [extract(r.text) if kind == "maths" else None for r in responses]
+    answers = [maths.extract(r.text) if kind == "maths" else None for r in responses]
     numbers = [None if value is None or not math.isfinite(value) else float(value) for value in values]
     return [
         Grade(_near(r, number, answer), answer) for r, number, answer in zip(responses, numbers, answers, strict=True)
@@ -68,22 +68,11 @@ def _near(response: Response, reward: float | None, answer: str | None) -> float
     return reward
 
 
-def grader(kind: Kind) -> Callable[..., Any]:
-    """The reward function of a kind of benchmark."""
+def grader(kind: Kind, bare: bool = False) -> Callable[..., Any]:
+    """The reward function of a kind of benchmark; `bare` programs may stand without a fenced block."""
     if kind == "maths":
-        from stockpot.rewards import maths
-
         return maths.reward
-    from stockpot.rewards import programs
-
-    return programs.reward
-
-
-def extract(text: str) -> str | None:
-    """The answer that a response gives."""
-    from stockpot.rewards import maths
-
-    return maths.extract(text)
+    return programs.Programs(bare=True) if bare else programs.reward
 
 
 def groups(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> list[int]:

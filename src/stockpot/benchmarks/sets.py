@@ -33,7 +33,8 @@ def name_of(row: Row, number: int) -> str:
 def maths(row: Row, number: int) -> Problem:
     """problem or question, and an answer of any type."""
     question = mend.backslashes(str(field(row, "problem", "question")))
-    answer = mend.backslashes(mend.written(field(row, "answer")))
+    gold = field(row, "answer")
+    answer = mend.written(mend.backslashes(gold) if isinstance(gold, str) else gold)
     if not answer or not mend.whole(answer):
         raise LeftOut("its gold answer is cut short")
     return Problem(name_of(row, number), question, {"answer": mend.undollared(answer)})
