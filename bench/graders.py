@@ -2,9 +2,9 @@
 
     python bench/graders.py --cases FILE.jsonl
 
-A case has `gold`, `pred`, `match` (the truth), `kind` (`answer`: compared as it is; `response`: the answer is looked for
-in it), `category` and perhaps `policy`, where the truth is a rule of whoever wrote it. False accepts are listed: each is
-a reward for a wrong answer. The last line is the share of right verdicts in % on cases without a policy.
+A case has `gold`, `pred`, `match` (the truth), `kind` (`answer`: compared as it is; `response`: the answer is looked
+for in it), `category` and perhaps `policy`, where the truth is a rule of whoever wrote it. False accepts are listed:
+each is a reward for a wrong answer. The last line is the share of right verdicts in % on cases without a policy.
 """
 
 from __future__ import annotations

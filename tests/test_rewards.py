@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from stockpot.rewards.boxed import exact
 from stockpot.rewards.score import score
 from stockpot.tasks import Countdown
 from stockpot.types import Author, Prompt, Rollout, Span, StockpotError
@@ -118,17 +117,3 @@ def test_our_own_errors_pass_as_they_are() -> None:
 
     with pytest.raises(StockpotError, match=r"^the sandbox is missing: install bubblewrap.$"):
         score(PAIR, function, TOKENIZER)
-
-
-@pytest.mark.parametrize(
-    "text, right, reward",
-    [
-        (r"so \boxed{4}", "4", 1.0), (r"\boxed{3} no, \boxed{ 4 }", "4", 1.0), (r"\boxed{4} no, \boxed{3}", "4", 0.0),
-        (r"\boxed{\frac{1}{2}}.", r"\frac{1}{2}", 1.0), (r"\boxed{4", "4", 0.0), ("4", "4", 0.0), ("4}", "4", 0.0),
-        (r"\boxed{}", "", 0.0), ("", "", 0.0), (r"\boxed{0.5}", r"\frac{1}{2}", 0.0),
-    ],
-)  # fmt: skip
-def test_the_provisional_judge_compares_the_last_box(text: str, right: str, reward: float) -> None:
-    """Strings only: the last case is right and counts as wrong, which is why it is provisional."""
-    assert exact(completions=[text], answer=[right]) == [reward]
-    assert exact(completions=[[{"role": "assistant", "content": text}]], answer=[right], level=[1]) == [reward]

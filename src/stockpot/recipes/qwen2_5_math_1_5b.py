@@ -9,7 +9,7 @@ and none has been run yet. `stockpot plan qwen2-5-math-1-5b --gpu h100` says wha
   serve from the first steps, at the price of decoding every prefix anew.
 - Ages: what is met again is about 31, 63, ... steps old, so `min_age` never binds and `max_age` keeps all of it.
 - Room: the model reads 4,096 tokens; 2,048 for a response leave 2,048 for the longest prompt.
-- Judge: **provisional**, it compares the last \\boxed{...} with the answer as strings.
+- Judge: the last \\boxed{...} against the answer, by `docs/grading.md`; it needs `pip install 'stockpot[maths]'`.
 """
 
 from stockpot.config import Config, Evaluation
@@ -21,7 +21,7 @@ recipe = Config(
     task=Dataset(
         train="nlile/hendrycks-MATH-benchmark",
         test="nlile/hendrycks-MATH-benchmark",
-        judge="stockpot.rewards.boxed:exact",
+        judge="stockpot.rewards.maths:reward",
         template="{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
         only=4000,
     ),

@@ -7,7 +7,7 @@ One H200 holds it, 80 GB do not (`stockpot plan qwen3-4b --gpu h200`).
 - Prompts: 8,000 of 40,315, spread evenly: an epoch of 63 steps, so that prefixes begin at step 62 of 250 and 3 of 4
   steps have them. All of them would be met again only at step 314. Which of them resemble MATH-500 was not checked.
 - Room: 4,096 tokens a response, of a context of 32,768.
-- Judge: **provisional**, it compares the last \\boxed{...} with the answer as strings.
+- Judge: the last \\boxed{...} against the answer, by `docs/grading.md`; it needs `pip install 'stockpot[maths]'`.
 """
 
 from stockpot.config import Config, Evaluation
@@ -19,7 +19,7 @@ recipe = Config(
     task=Dataset(
         train="agentica-org/DeepScaleR-Preview-Dataset",
         test="HuggingFaceH4/MATH-500",
-        judge="stockpot.rewards.boxed:exact",
+        judge="stockpot.rewards.maths:reward",
         template="{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
         only=8000,
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from stockpot.rewards import exact, forms
@@ -12,6 +12,11 @@ from stockpot.rewards.latex import bare, clean, joined
 
 Leaf = Callable[[str, str], bool | None]
 """Two formulas -> the same, not the same, or None where it cannot tell."""
+
+
+class Undecidable(Exception):
+    """Numbers too large to be written out: not even sympy is asked."""
+
 
 LONGEST, DEEPEST, PARTS = 2_000, 30, 64
 """Characters, nested brackets and list elements of an answer; beyond them only the same string is the same answer."""
@@ -25,8 +30,8 @@ def agree(gold: str, answer: str, leaf: Leaf, tolerance: float = 0.0) -> bool | 
     """Whether an answer is the right one; None where `leaf` cannot tell and it would decide."""
     if gold.strip() == answer.strip():
         return bool(gold.strip())
-    if (one := exact.plain(gold)) is not None and (other := exact.plain(answer)) is not None:
-        return exact.equal(gold, one, answer, other) or exact.near(one, other, tolerance)
+    if (a := exact.plain(gold)) is not None and (b := exact.plain(answer)) is not None:
+        return exact.equal(gold, a, answer, b) or exact.near(a, b, tolerance)
     if too_much(gold) or too_much(answer):
         return None
     judge = leaf if not tolerance else _loose(leaf, tolerance)
@@ -63,8 +68,8 @@ def number(gold: str, answer: str) -> bool | None:
         return True
     try:
         a, b = exact.fraction(gold), exact.fraction(answer)
-    except exact.TooBig:
-        return None
+    except exact.TooBig as big:
+        raise Undecidable from big
     return None if a is None or b is None else exact.equal(gold, a, answer, b)
 
 
@@ -75,8 +80,8 @@ def _loose(leaf: Leaf, tolerance: float) -> Leaf:
             return True
         try:
             a, b = exact.fraction(gold), exact.fraction(answer)
-        except exact.TooBig:
-            return found
+        except exact.TooBig as big:
+            raise Undecidable from big
         return found if a is None or b is None else exact.near(a, b, tolerance)
 
     return judge
@@ -88,7 +93,7 @@ def _whole(gold: str, answer: str, leaf: Leaf, depth: int = 0) -> bool | None:
         return True
     one, other = forms.letter(gold), forms.letter(forms.choice(answer, alone=forms.letter(gold) is not None))
     if one and other:
-        lone = depth == 0 and one.upper() in "ABCDEFGHIJ"
+        lone = depth == 0 and one in "ABCDEFGHIJ"
         return one == other or (lone and one.lower() == other.lower())
     answer = forms.choice(answer, alone=False)
     gold, unit = forms.measured(gold)
@@ -97,8 +102,12 @@ def _whole(gold: str, answer: str, leaf: Leaf, depth: int = 0) -> bool | None:
         return False
     if gold.endswith("%") and not answer.endswith("%") and number(gold[:-1], answer):
         return True
+    if "«" in gold + answer:
+        gold, answer = (
+            value if "«" in head else text for text in (gold, answer) for head, value in [forms.named(text)]
+        )
     if "«" in forms.CONNECTOR.sub(",", gold) or "«" in forms.CONNECTOR.sub(",", answer):
-        return _words(gold, answer) or (None if "=" in gold and "=" in answer else False)
+        return _words(gold, answer) or (None if forms.equation(gold) and forms.equation(answer) else False)
     return _shape(gold, answer, leaf, depth)
 
 
@@ -125,13 +134,13 @@ def _single(gold: str, answer: str, leaf: Leaf, depth: int) -> bool | None:
     (name, value), (other, given) = forms.named(gold), forms.named(answer)
     if name and other and bare(name) != bare(other):
         return leaf(gold, answer)
-    if not name and not other and "=" in gold:
-        return leaf(gold, answer) if "=" in answer else False
+    if not name and not other and forms.equation(gold):
+        return leaf(gold, answer) if forms.equation(answer) else False
     if name or other:
-        if "=" in value or ("=" in given and name):
+        if forms.equation(value) or (forms.equation(given) and name):
             return leaf(gold, answer)
         return _whole(value, forms.result(given), leaf, depth + 1)
-    if "=" in answer:
+    if forms.equation(answer):
         last = forms.result(answer)
         return False if last == answer else _whole(gold, last, leaf, depth + 1)
     return _sets(gold, answer, leaf, depth)
@@ -140,8 +149,7 @@ def _single(gold: str, answer: str, leaf: Leaf, depth: int) -> bool | None:
 def _sets(gold: str, answer: str, leaf: Leaf, depth: int) -> bool | None:
     one, other = forms.interval(gold), forms.interval(answer)
     if one and other:
-        same = bare(gold).replace("\\", "") and _whole(one, other, leaf, depth + 1)
-        return same if _variable(gold) == _variable(answer) else leaf(gold, answer)
+        return _whole(one, other, leaf, depth + 1) if _variable(gold) == _variable(answer) else leaf(gold, answer)
     if (one and _is_set(answer)) or (other and _is_set(gold)):
         return _whole(one or gold, other or answer, leaf, depth + 1)
     pieces, others = forms.split(gold, forms.UNION), forms.split(answer, forms.UNION)
@@ -170,14 +178,23 @@ def _lists(right: Group, given: Group, leaf: Leaf, depth: int, gold: str, answer
         if (head := forms.named(lone.elements[0]))[0] and lone.open == "":
             sides = (head[1], answer) if lone is right else (gold, head[1])
             return _shape(*sides, leaf, depth + 1)
+        union = _union(right if lone is given else given)
+        if union:
+            return _sets(*((union, answer) if lone is given else (gold, union)), leaf, depth)
         if lone.open == "" and forms.interval(lone.elements[0]):
             return _sets(gold, answer, leaf, depth)
-        if any(word in lone.elements[0] for word in ("\\cup", "\\cap", "\\setminus", "\\begin", "|")):
+        if any(word in lone.elements[0] for word in ("\\cup", "\\cap", "\\setminus", "\\begin", "\\mathbb", "|")):
             return leaf(gold, answer)
         return False
     if max(len(right.elements), len(given.elements)) > PARTS:
         return None
     return _elements(right, given, leaf, depth)
+
+
+def _union(several: Group) -> str:
+    """`x > 3, x < 1` as a union of intervals; empty where the list is something else."""
+    intervals = [forms.interval(element) for element in several.elements]
+    return f" {forms.UNION} ".join(part for part in intervals if part) if all(intervals) and not several.open else ""
 
 
 def _elements(right: Group, given: Group, leaf: Leaf, depth: int) -> bool | None:
@@ -207,8 +224,7 @@ def _in_order(one: Sequence[str], other: Sequence[str], leaf: Leaf, depth: int) 
 def _cells(one: list[list[str]], other: list[list[str]], leaf: Leaf, depth: int) -> bool | None:
     if [len(row) for row in one] != [len(row) for row in other]:
         return False
-    flat = ([cell for row in rows for cell in row] for rows in (one, other))
-    return _in_order(*flat, leaf, depth)
+    return _in_order([cell for row in one for cell in row], [cell for row in other for cell in row], leaf, depth)
 
 
 def _matched(one: Sequence[str], other: Sequence[str], leaf: Leaf, depth: int) -> bool | None:
@@ -218,7 +234,7 @@ def _matched(one: Sequence[str], other: Sequence[str], leaf: Leaf, depth: int) -
     left, open_question = list(other), False
     for element in sorted(one, key=lambda e: e not in other):
         found = None
-        for candidate in sorted(left, key=lambda c, e=element: bare(c) != bare(e)):  # type: ignore[misc]
+        for candidate in [*(c for c in left if c == element), *(c for c in left if c != element)]:
             found = _whole(element, candidate, leaf, depth + 1)
             if found:
                 left.remove(candidate)
@@ -229,6 +245,6 @@ def _matched(one: Sequence[str], other: Sequence[str], leaf: Leaf, depth: int) -
     return None if left else True
 
 
-def _all(verdicts: Sequence[bool | None] | object) -> bool | None:
-    found = list(verdicts)  # type: ignore[call-overload]
-    return False if any(v is False for v in found) else None if None in found else True
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    found = list(verdicts)
+    return False if False in found else None if None in found else True

@@ -18,7 +18,9 @@ TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.\\overline\s*\{\d+\}|\d+\.\d*\\overline\s*\{\d+\}|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?))"
     r"|(?P<word>\\(?:frac|binom|sqrt|cdot|times|div)(?![A-Za-z]))|(?P<sign>[-+*/^(){}\[\]!%])|(?P<end>$))"
 )
-DECIMAL = re.compile(r"\s*([-+]?)\s*(\d*)\.(\d+)(?:[eE]([+-]?\d{1,4})|\s*\\(?:times|cdot)\s*10\^\{?([+-]?\d{1,4})\}?)?\s*")
+DECIMAL = re.compile(
+    r"\s*([-+]?)\s*(\d*)\.(\d+)(?:[eE]([+-]?\d{1,4})|\s*\\(?:times|cdot)\s*10\^\{?([+-]?\d{1,4})\}?)?\s*"
+)
 
 
 PLAIN = re.compile(
@@ -229,9 +231,8 @@ class _Reader:
         mixed = re.match(r"\\frac\s*\{(\d+)\}\s*\{(\d+)\}", self.text[self.at - 5 :]) if token.isdigit() else None
         if mixed and self.token == "\\frac" and int(mixed[1]) < int(mixed[2]):
             value += self.one()
-        elif self.token not in ("(", "\\frac", "\\binom", "\\sqrt") and self.kind in ("number", "word"):
-            if self.kind == "number" or self.token not in ("\\cdot", "\\times", "\\div"):
-                raise NotANumber
+        elif self.kind == "number":
+            raise NotANumber
         return value
 
     def braced(self) -> Fraction:

@@ -1,4 +1,4 @@
-"""Text of a model -> the one answer it gives, or None: thinking cut off, then the last box; never several boxes merged."""
+"""Text of a model -> the answer it gives, or None: thinking is cut off, then the last box is taken."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from typing import Literal
 
 Where = Literal["box", "text"]
-"""`box`: the last \\boxed{...} alone; `text`: without one also "the answer is ...", the last formula, the last number."""
+"""`box`: the last \\boxed{...} alone; `text`: without one also "the answer is", the last formula, the last number."""
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s${}\\.,]+)")
 BRACES = re.compile(r"\\.|[{}]", re.S)
-JOINED = re.compile(r"[\s$.]*(?:\\[()\]\[]\s*)?(?:\\q?quad\s*)?(?:,|;|,?\s*(?:\\text\{)?\s*(?:and|or)\b)[\s}$]*(?:\\q?quad\s*)?(?:\\[()\]\[]\s*)?\$*", re.I)
+JOINED = re.compile(
+    r"[\s$.]*(?:\\[()\]\[]\s*)?(?:\\q?quad\s*)?(?:,|;|,?\s*(?:\\text\{)?\s*(?:and|or)\b)[\s}$]*(?:\\q?quad\s*)?(?:\\[()\]\[]\s*)?\$*",
+    re.I,
+)
 """What between two boxes makes them one statement: "\\boxed{7} or \\boxed{8}"."""
 APART = 40
 PHRASE = re.compile(r"(?:the|final|my|correct)\s+(?:final\s+|correct\s+)?(?:answer|result)\s*(?:is|:|=)\s*:?\s*", re.I)
-FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.S)
+FORMULA = re.compile(
+    r"\$\$((?:(?!\$\$).)+)\$\$|\$([^$]+)\$|\\\[((?:(?!\\[\[\]]).)+)\\\]|\\\(((?:(?!\\[()]).)+)\\\)", re.S
+)
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:,\d+)*)?(?:\.\d+|(?<=\d))(?:[eE][+-]?\d+)?(?:/\d+)?%?")
 SENTENCE_END = re.compile(r"\.(?=\s|$)|[\n!?]")
 TAIL = 20_000

@@ -1,4 +1,4 @@
-"""The shapes of an answer: lists, brackets, names on the left, intervals, matrices, units. Cleaned LaTeX in, parts out."""
+"""The shapes of an answer: lists, brackets, names on the left, intervals, matrices, units; cleaned LaTeX in."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from dataclasses import dataclass
 from stockpot.rewards.latex import partner
 
 UNITS = (
-    r"(?:«[^«»]*»|square|cubic|degrees?|units?|dollars?|cents?|(?:centi|milli|kilo)?met(?:er|re)s?|inch(?:es)?|feet|foot|miles?|"
-    r"seconds?|minutes?|hours?|days?|weeks?|months?|years?|yuan|pounds?|(?:kilo)?grams?|people|students?|cm|mm|km|kg|mph|per)"
+    r"(?:«(?:(?!\b(?:or|and|not|is|if|when|where|but|no|maybe|wrong)\b)[A-Za-z./²³ -]){1,40}»|square|cubic|degrees?"
+    r"|units?|dollars?|cents?|(?:centi|milli|kilo)?met(?:er|re)s?|inch(?:es)?|feet|foot|miles?|seconds?|minutes?|hours?"
+    r"|days?|weeks?|months?|years?|yuan|pounds?|(?:kilo)?grams?|people|students?|cm|mm|km|kg|mph|per)"
 )
+"""Units that are written plainly; between marks of text any few words are one, unless they hedge."""
 TRAILING_UNIT = re.compile(rf"^(?P<body>[^«»]*?[^«»\s])\s*(?P<unit>(?:(?<![A-Za-z\\]){UNITS}(?:\^[23])?[\s.]*)+)$")
 LETTER = re.compile(r"«?\s*\(?\s*([A-Za-z])\s*[).]?\s*»?[).]?")
 LABELLED = re.compile(r"(?:«\s*\(?([A-J])[).:]*\s*»|\(([A-J])\))[.:]?\s*(?=\S)(.+)", re.S)
-ONE_NAME = r"(?:\|?(?:\\Delta\s*)?(?:\\[A-Za-z]+|[A-Za-z]+|«[\w\s]+»)(?:_(?:\{[^{}]*\}|\w)|\^(?:\{\\prime\}|\*)|')*(?:\s*\([\w\s,]*\))?\|?)"
+ONE_NAME = (
+    r"(?:\|?(?:\\Delta\s*)?(?:\\[A-Za-z]+|[A-Za-z]+|«[\w\s]+»)"
+    r"(?:_(?:\{[^{}]*\}|\w)|\^(?:\{\\prime\}|\*)|')*(?:\s*\([\w\s,]*\))?\|?)"
+)
 NAME = re.compile(rf"\s*(?:{ONE_NAME}(?:\s*:\s*{ONE_NAME})*|\(\s*{ONE_NAME}(?:\s*,\s*{ONE_NAME})*\s*\))\s*")
 NOT_NAMES = re.compile(r"\\(?:frac|sqrt|binom|sin|cos|tan|log|ln|exp|pi|sum|prod|int|infty|lim)(?![A-Za-z])")
 FREE_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 CONNECTOR = re.compile(r"«\s*[,;]?\s*(?:and|or)\s*»|\s(?:and|or)\s|\)\s*or\s*\(|\\(?:land|lor|wedge|vee)(?![A-Za-z])")
 RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|<|>")
 MATRIX = re.compile(
-    r"[\[(]?\s*\\begin\{(?P<kind>[pbv]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(?P<body>.*?)\\end\{(?P=kind)\}\s*[\])]?", re.S
+    r"[\[(]?\s*\\begin\{(?P<kind>[pbv]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(?P<body>.*?)\\end\{(?P=kind)\}\s*[\])]?",
+    re.S,
 )
 UNION = "\\cup"
 FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
@@ -127,6 +133,11 @@ def named(text: str) -> tuple[str, str]:
     if NAME.fullmatch(head) and not NOT_NAMES.search(head) and not all(re.fullmatch(r"[A-Za-z]", p) for p in parts):
         return head, parts[-1]
     return "", text
+
+
+def equation(text: str) -> bool:
+    """Whether a text has an equals sign outside of all brackets."""
+    return "=" in text and len(split(text, "=")) > 1
 
 
 def result(text: str) -> str:

@@ -78,7 +78,7 @@ def clean(text: str) -> str:
     for pattern, put in RULES:
         text = pattern.sub(put, text)
     text = arguments(text)
-    text = LONE.sub(r"\1\2", text).strip()
+    text = text.strip()
     while text and text[-1] in ".,;:" and not text.endswith("\\,"):
         text = text[:-1].rstrip()
     return text
@@ -90,8 +90,11 @@ def joined(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """The same without blanks and without marks of text: two answers that agree in this are the same answer."""
-    return re.sub(r"[\s«»]+", "", text)
+    """The same without blanks and without marks of text: two answers that agree in this are the same answer.
+
+    A blank between two digits stays: 1 2 is not 12.
+    """
+    return re.sub(r"[\s«»]+", "", LONE.sub(r"\1\2", re.sub(r"(?<=[\d.])\s+(?=[\d.])", "~", text)))
 
 
 def closes(text: str) -> bool:

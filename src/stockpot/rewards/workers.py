@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-CPU_SECONDS = 1.25
+CPU_SECONDS = 1.0
 """What one question may compute: counted in time of its own, so that a busy machine gives the same verdicts."""
-WALL_SECONDS = 2.5
+WALL_SECONDS = 2.0
 """What one question may take at most; a process that is not done is killed."""
 START_SECONDS = 60.0
 MEMORY = 2 << 30
@@ -33,7 +33,7 @@ class Workers:
     """A few processes, started when first asked; safe to ask from any thread, and again after a fork."""
 
     def __init__(self, most: int | None = None) -> None:
-        self.most = most or max(1, min(4, os.cpu_count() or 1))
+        self.most = most or max(2, min(4, os.cpu_count() or 1))
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
         atexit.register(self.close)
@@ -43,14 +43,14 @@ class Workers:
         self._free = threading.BoundedSemaphore(self.most)
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
+        self._started = False
 
     def ask(self, gold: str, answer: str, tolerance: float = 0.0) -> bool | None:
         """Whether two answers are the same; None where the process died, was killed or could not tell."""
         with self._free:
-            with self._lock:
-                process = self._idle.pop() if self._idle else None
+            process: _Process | None = None
             try:
-                process = process or _Process()
+                process = self._take()
                 found = process.ask(gold, answer, tolerance)
             except (OSError, ValueError):
                 if process:
@@ -60,6 +60,13 @@ class Workers:
             with self._lock:
                 self._idle.append(process)
             return found
+
+    def _take(self) -> _Process:
+        """A process that is free, the one that has been longest at it; the first time all are started, and a spare."""
+        with self._lock:
+            if not self._started:
+                self._idle, self._started = [_Process() for _ in range(self.most + 1)], True
+            return self._idle.pop() if self._idle else _Process()
 
     def _replace(self) -> None:
         """A fresh process begins to load while nobody waits for it."""
@@ -71,7 +78,7 @@ class Workers:
     def close(self) -> None:
         """Ends all processes that are not at work."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self._started = self._idle, [], False
         for process in idle:
             process.end()
 
