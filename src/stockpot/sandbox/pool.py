@@ -55,12 +55,16 @@ class Sandbox:
         self._closed = False
         self._owner = os.getpid()
         self._reason = ""
-        first, self.level = self._first()
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox-start")
+        try:
+            first, self.level = self._starter.submit(self._first).result()
+        except BaseException:
+            self._starter.shutdown()
+            raise
         for _ in range(self.processes - 1):
             self._free.put(None)
         self._free.put(first)
         self._threads = ThreadPoolExecutor(self.processes, thread_name_prefix="sandbox")
-        """Its level is told before any job: what held when the first server was attacked."""
 
     def _first(self) -> tuple[Worker, Level]:
         found: list[Level] = []
@@ -119,7 +123,7 @@ class Sandbox:
         for _ in range(2):
             worker = self._free.get()
             try:
-                worker = worker or self._start()
+                worker = worker or self._starter.submit(self._start).result()
                 outcome = read(job, *worker.ask(candidate, tests))
                 break
             except Lost:
@@ -143,6 +147,7 @@ class Sandbox:
             return
         self._closed = True
         self._threads.shutdown()
+        self._starter.shutdown()
         while not self._free.empty():
             if worker := self._free.get():
                 worker.close()

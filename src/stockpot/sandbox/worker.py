@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -40,15 +41,26 @@ def readable() -> list[str]:
     return [*LIBRARIES, library, os.path.join(interpreter()[1], "lib"), "/dev/urandom", "/dev/zero"]
 
 
-def command(namespaces: bool, tests_in: int, tests_out: int) -> list[str]:
-    """What starts the servers."""
+def invocation(namespaces: bool) -> list[str]:
+    """What starts the servers; their two further descriptors follow."""
     program, prefix = interpreter()
     folder = INSIDE if namespaces else str(GUEST.parent)
-    code = f"import sys; sys.path.append({folder!r}); from guest.server import main; main({tests_in}, {tests_out})"
+    code = f"import sys; sys.path.append({folder!r}); from guest.server import main; main(*map(int, sys.argv[1:]))"
     python = [program, "-I", "-S", "-B", "-X", "utf8", "-c", code]
     if not namespaces:
         return python
-    wrap = ["bwrap", "--unshare-user", "--unshare-all", "--disable-userns", "--new-session", "--clearenv"]
+    bubblewrap = shutil.which("bwrap")
+    if not bubblewrap:
+        raise Lost("bubblewrap (bwrap) is not installed")
+    wrap = [
+        bubblewrap,
+        "--unshare-user",
+        "--unshare-all",
+        "--disable-userns",
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+    ]
     wrap += ["--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
     for path in ("/usr", "/lib", "/lib64", "/bin"):
         if os.path.islink(path):
@@ -65,14 +77,16 @@ def command(namespaces: bool, tests_in: int, tests_out: int) -> list[str]:
 
 
 class Worker:
-    """A pair of fork servers. Not for two threads at once."""
+    """A pair of fork servers. Not for two threads at once, and it ends with the thread that made it."""
 
     def __init__(self, namespaces: bool, listed: Sequence[str]) -> None:
+        self._closed = False
+        command = invocation(namespaces)
         theirs_in, self._tests = os.pipe()
         self._verdicts, theirs_out = os.pipe()
         try:
             self._process = subprocess.Popen(
-                command(namespaces, theirs_in, theirs_out),
+                [*command, str(theirs_in), str(theirs_out)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -116,6 +130,9 @@ class Worker:
     def close(self) -> str:
         """Kill it and all that it started; what it said on standard error."""
         process = self._process
+        if self._closed:
+            return ""
+        self._closed = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         said = b""

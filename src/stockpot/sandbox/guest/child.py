@@ -8,6 +8,7 @@ is not here: neither in this process nor in the one that it was forked from.
 from __future__ import annotations
 
 import atexit
+import builtins
 import gc
 import json
 import operator
@@ -102,14 +103,17 @@ def answer(space: dict[str, Any], judge: int) -> None:
             return space[of]
         raise NameError(f"name {of!r} is not defined")
 
+    def given(kind: str, inner: Any) -> Any:
+        return vars(builtins)[inner[0]] if kind == "builtin" else find(inner)
+
     tell = teller(judge)
     for line in os.fdopen(judge, "rb"):
         try:
             asked = json.loads(line)
             held, do = find(asked["of"]), asked["do"]
-            arguments = [decode(item, find) for item in asked["args"]]
+            arguments = [decode(item, given) for item in asked["args"]]
             if do == "call":
-                value = held(*arguments, **{key: decode(item, find) for key, item in asked["named"].items()})
+                value = held(*arguments, **{key: decode(item, given) for key, item in asked["named"].items()})
             elif do == "iter":
                 value = list(islice(iter(held), LONGEST))
             else:

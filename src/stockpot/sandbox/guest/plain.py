@@ -66,14 +66,14 @@ def encode(value: Any, other: Callable[[Any], Any] = _other) -> Any:
     return other(value)
 
 
-def decode(data: Any, ref: Callable[[Any], Any] | None = None) -> Any:
+def decode(data: Any, ref: Callable[[str, Any], Any] | None = None) -> Any:
     """The value again; ValueError where the data is not of the kind that `encode` makes."""
     if data is None or isinstance(data, bool | int | float | str):
         return data
     if isinstance(data, dict) and len(data) == 1:
         ((kind, inner),) = data.items()
-        if kind == "ref" and ref is not None:
-            return ref(inner)
+        if kind in ("ref", "builtin") and ref is not None:
+            return ref(kind, inner)
         if isinstance(inner, str):
             return _scalar(kind, inner)
         if isinstance(inner, list):
@@ -96,7 +96,7 @@ def _scalar(kind: str, inner: str) -> Any:
     raise ValueError("no plain value")
 
 
-def _container(kind: str, inner: list[Any], ref: Callable[[Any], Any] | None) -> Any:
+def _container(kind: str, inner: list[Any], ref: Callable[[str, Any], Any] | None) -> Any:
     try:
         if kind == "complex":
             real, imaginary = (float(part) for part in inner)
