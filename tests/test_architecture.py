@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("fused", "sandbox"),
     ("diagnostics",),
     ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring"),
-    ("ops", "seeds"),
+    ("calling", "ops", "seeds"),
     ("types",),
 )
 """Top to bottom. A room imports from the layers below its own, and from nothing beside it."""

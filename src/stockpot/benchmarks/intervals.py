@@ -11,7 +11,7 @@ should cover 95 (`bench/intervals.py` measures both).
 says that pass@32 is 0.64 and not 1. What is wanted is how much pass@k would vary if the same problems were sampled
 again, which depends on their chances of success; how these are spread over the problems is estimated from all of
 their counts together (the nonparametric maximum likelihood of a mixture of binomials, by EM on a grid). Student's
-quantile has as many degrees of freedom as there are problems that vary. For votes, where answers are many, samples are
+quantile has as many degrees of freedom as there are problems that vary, less one. For votes, where answers are many, samples are
 drawn again from each problem's own, and only the variance of that is used.
 """
 
@@ -68,7 +68,7 @@ def over_samples(counts: Sequence[int], table: Floats, spread: Spread, k: int) -
     variance = float(spread.weights @ moves) / len(counts)
     freedom = float(each.sum() ** 2 / np.square(each).sum()) if each.any() else math.inf
     trials = len(counts) * max(1, (spread.counts.shape[1] - 1) // k)
-    return wilson(mean, variance, trials=trials, quantile=student(freedom))
+    return wilson(mean, variance, trials=trials, quantile=student(max(freedom - 1, 1.0)))
 
 
 def difficulties(counts: Sequence[int], samples: int) -> Spread:

@@ -9,7 +9,7 @@ from typing import Any
 
 from stockpot.benchmarks import mend
 from stockpot.benchmarks.problem import Kind, LeftOut, Problem
-from stockpot.rewards.boxed import boxed
+from stockpot.rewards.extract import extract
 
 Row = Mapping[str, Any]
 
@@ -65,7 +65,7 @@ def olympiad(row: Row, number: int) -> Problem:
 
 def minerva(row: Row, number: int) -> Problem:
     """The gold is the last box of the solution, often written as Python writes numbers."""
-    answer = mend.written(row["answer"]) if row.get("answer") is not None else boxed(str(field(row, "solution")))
+    answer = mend.written(row["answer"]) if row.get("answer") is not None else extract(str(field(row, "solution")))
     if not answer:
         raise LeftOut("its solution has no box")
     question = str(field(row, "problem", "question"))

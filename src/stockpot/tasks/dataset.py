@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stockpot.calling import accepted
 from stockpot.tasks.base import Split, Task
 from stockpot.types import StockpotError
 
@@ -70,7 +71,9 @@ class Dataset(Task):
         return {**row, "prompt": COLUMN.sub(lambda name: str(row[name[1]]), self.template)}
 
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
-        result: list[float] = load_function(self.judge)(prompts=prompts, completions=completions, **columns)
+        judge = load_function(self.judge)
+        rest = accepted(judge, {name: columns.pop(name) for name in ("completion_ids",) if name in columns})
+        result: list[float] = judge(prompts=prompts, completions=completions, **rest, **columns)
         return result
 
 
