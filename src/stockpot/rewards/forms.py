@@ -13,7 +13,7 @@ UNITS = (
     r"|days?|weeks?|months?|years?|yuan|pounds?|(?:kilo)?grams?|people|students?|cm|mm|km|kg|mph|per)"
 )
 """Units that are written plainly; between marks of text any few words are one, unless they hedge."""
-TRAILING_UNIT = re.compile(rf"^(?P<body>[^«»]*?[^«»\s])\s*(?P<unit>(?:(?<![A-Za-z\\]){UNITS}(?:\^[23])?[\s.]*)+)$")
+TRAILING_UNIT = re.compile(rf"(?<=[^«»\s])\s*(?P<unit>(?:(?<![A-Za-z\\]){UNITS}(?:\^[23])?[\s.]*)+)$")
 LETTER = re.compile(r"«?\s*\(?\s*([A-Za-z])\s*[).]?\s*»?[).]?")
 LABELLED = re.compile(r"(?:«\s*\(?([A-J])[).:]*\s*»|\(([A-J])\))[.:]?\s*(?=\S)(.+)", re.S)
 ONE_NAME = (
@@ -112,11 +112,12 @@ def doubled(elements: tuple[str, ...]) -> tuple[str, ...]:
 
 def measured(text: str) -> tuple[str, str]:
     """An answer without the unit behind it, and that unit in one spelling."""
-    found = TRAILING_UNIT.match(text)
-    if not found or CONNECTOR.search(found["unit"]) or not re.search(r"\d", found["body"]):
+    found = TRAILING_UNIT.search(text)
+    body = text[: found.start()] if found else ""
+    if not found or CONNECTOR.search(found["unit"]) or "«" in body or not re.search(r"\d", body):
         return text, ""
     unit = re.sub(r"[^a-z0-9]+", " ", found["unit"].lower()).strip()
-    return found["body"], " ".join(word.rstrip("s") for word in unit.split())
+    return body, " ".join(word.rstrip("s") for word in unit.split())
 
 
 def named(text: str) -> tuple[str, str]:

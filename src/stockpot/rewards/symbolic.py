@@ -59,6 +59,8 @@ def formula(gold: str, answer: str, tolerance: float = 0.0) -> bool | None:
 
 def readable(text: str) -> bool:
     """Whether every part of a formula is known to be read for what it is."""
+    if not text.isascii():
+        return False
     plain = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\\\", "|", text)
     plain = re.sub(r"(\\l(?:og|im)_(?:\{[^{}]*\}|\w))\s", r"\1|", plain)
     if not set(COMMANDS.findall(plain)) <= KNOWN or plain.count("=") > 8 or plain.count("\\cup") > 12:
@@ -75,7 +77,7 @@ def needed(text: str) -> int:
 def fraction(decimal: str) -> str:
     """A decimal as a fraction in LaTeX."""
     number = Fraction(decimal)
-    return f"{{\\frac{{{number.numerator}}}{{{number.denominator}}}}}"
+    return f"(\\frac{{{number.numerator}}}{{{number.denominator}}})"
 
 
 @lru_cache(maxsize=512)
