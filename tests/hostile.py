@@ -74,6 +74,7 @@ ATTACKS: dict[str, str] = {
         "for path in ('/tmp/x', '/dev/shm/x', '/var/tmp/x', 'x', '/usr/x'):\n    try: open(path, 'w').write('x')\n"
         "    except OSError: continue\n    return True"
     ),
+    "empties a library": _tries("return os.open(os.__file__, os.O_RDONLY | os.O_TRUNC) >= 0"),
     "fills a disk": _tries(
         "import tempfile\nfiles = []\nfor _ in range(8):\n    files.append(tempfile.TemporaryFile())\n"
         "    files[-1].write(b'x' * (1 << 20))\n    files[-1].flush()\nreturn True"

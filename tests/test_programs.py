@@ -178,21 +178,19 @@ def test_humaneval_references(sandbox: Sandbox) -> None:
 
 
 def test_mbpp_references(sandbox: Sandbox) -> None:
-    """972 of 974 in all (see bench/sandbox.py); here every fourth row, which holds one of the two broken ones."""
-    data, made = (
-        rows("mbpp", 4) + [row for row in rows("mbpp", 1) if int(row["task_id"]) in (367, 927)],
-        Programs(sandbox=sandbox),
-    )
-    wrong = {
-        int(row["task_id"])
-        for row, got in zip(data, judged(made, data, [r["code"] for r in data]), strict=True)
-        if got != 1
-    }
-    assert wrong == {367, 927}
+    """All 974 pass (bench/sandbox.py); here every fifth, and those that need care.
+
+    367 and 927 are counted as broken elsewhere, where a setup runs before the code; 126 calls its function `sum`; 533
+    is passed types.
+    """
+    careful = [row for row in rows("mbpp", 1) if int(row["task_id"]) in (126, 367, 533, 927)]
+    data = careful + rows("mbpp", 5)
+    assert judged(Programs(sandbox=sandbox), data, [row["code"] for row in data]) == [1.0] * len(data)
+    assert judged(Programs(sandbox=sandbox), data, ["pass"] * len(data)) == [0.0] * len(data)
 
 
 def test_code_contests_rows_can_be_judged(sandbox: Sandbox) -> None:
-    """There are no solutions in the file: a program that knows the outputs by heart passes, one that adds a word fails."""
+    """There are no solutions in the file: a program that knows the outputs by heart passes, a word more fails."""
     data = rows("code_contests_165", 16)
     known = [dict(checks_of(row, "").pairs) for row in data]
     heart = [f"import sys\nprint({pairs!r}[sys.stdin.read()])" for pairs in known]

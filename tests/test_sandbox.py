@@ -172,7 +172,7 @@ def test_attack(sandbox: Sandbox, name: str) -> None:
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_forgery(sandbox: Sandbox, name: str) -> None:
-    """The first test asks what only a right program knows; the second may be met by chance, but not by a lying object."""
+    """The first test asks what only a right program knows; the second may be met by chance, not by a lying object."""
     tests = ["assert f(20) == 6765", "assert abs(f(3) - 2) < 1e-6"]
     wrong, right = sandbox.run([Tests(FORGERIES[name], tests, "# f(20) == 6765"), Tests(FIB, tests)], ROOMY)
     assert not wrong.passed[0], wrong
@@ -186,7 +186,10 @@ def test_a_lying_number_is_taken_for_what_it_is(sandbox: Sandbox) -> None:
 
 
 def test_colliding_keys_do_not_stall_the_parent(sandbox: Sandbox) -> None:
-    code = "def f(n):\n    import os, json\n    p = 2**61 - 1\n    os.write(3, json.dumps({'step': 0, 'value': {'set': [{'int': hex(i * p)} for i in range(4000)]}}).encode() + b'\\n')\n    os._exit(0)"
+    code = (
+        "import os, json\ndef f(n):\n    keys = [{'int': hex(i * (2**61 - 1))} for i in range(4000)]\n"
+        "    os.write(3, json.dumps({'step': 0, 'value': {'set': keys}}).encode() + b'\\n')\n    os._exit(0)"
+    )
     (value,) = sandbox.calls(code, "f", [(0,)]).values
     assert value.error == "no plain value"
 
@@ -346,6 +349,17 @@ def test_a_probe_finds_each_missing_lock(monkeypatch: pytest.MonkeyPatch) -> Non
         assert not box.level.seccomp and box.level.landlock and {"fork", "udp"} <= set(box.level.through)
 
 
+def test_namespaces_and_the_filter_do_without_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    with available() as box:
+        if not box.level.namespaces:
+            pytest.skip(f"no namespaces here ({box.why})")
+    weakened(monkeypatch, "landlock")
+    with Sandbox(1) as box:
+        assert box.level.name == "walled" and not box.level.through
+        for name in ("reads /etc/passwd", "reads /proc", "writes outside", "TCP", "fork", "reads its server's memory"):
+            assert "THROUGH" not in box.run([Program(ATTACKS[name])], TIGHT)[0].stdout, name
+
+
 def test_a_restart_never_lowers_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     with available() as box:
         held = box._free.get()
@@ -393,6 +407,7 @@ def test_the_filter_on_both_machines(machine: str) -> None:
         return allow if number is None else verdict(lines, name, number, *arguments)
 
     assert all(ask(number) == allow for number in (call["read"], call["openat"], call["futex"], call["exit_group"]))
+    assert [ask(call["openat"], 0, 0, flags) for flags in (0, 0x80000, 0x241, 0x200)] == [allow, allow, allow, eperm]
     threads = 0x003D0F00
     assert [ask(call["clone"], flags) for flags in (threads, 17, 0, threads | 0x10000000)] == [
         allow,

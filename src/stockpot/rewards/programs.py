@@ -11,6 +11,7 @@ The columns of three kinds of data sets are understood, as they come (JSON text 
 from __future__ import annotations
 
 import ast
+import builtins
 import itertools
 import json
 import math
@@ -63,7 +64,7 @@ class Programs:
     """Numbers in an output may be off by this, absolutely or relatively; 0 compares words as text."""
     most_tests: int = 0
     """Run only the first so many tests of a row; 0 runs all."""
-    limits: Limits = Limits(seconds=6.0, cpu_seconds=6.0)
+    limits: Limits = Limits(seconds=15.0, cpu_seconds=6.0)
     """For each program run; all tests of a row in Python share one."""
     sandbox: Sandbox | None = None
     """Where; None takes this process's own."""
@@ -197,7 +198,8 @@ def checks_of(row: Mapping[str, Any], prompt: Any) -> Checks:
         return Checks((f"{row['test']}\ncheck({row['entry_point']})",), begun, row["entry_point"], begun=begun)
     if row.get("test_list") is not None:
         setup = [row.get("test_setup_code") or "", *(opened(row.get("test_imports")) or ())]
-        return Checks(tuple(map(str, opened(row["test_list"]) or ())), "\n".join(setup))
+        tests = tuple(map(str, opened(row["test_list"]) or ()))
+        return Checks(tests, "\n".join(setup), shadowing(tests))
     held = [opened(row[name]) for name in HOLDERS if row.get(name) is not None]
     held += [row] if row.get("inputs") is not None else []
     if not held:
@@ -221,6 +223,22 @@ def _function(name: str, holder: Mapping[str, Any]) -> Checks:
         tests.append(f"assert {name}(*{list(given)!r}) in {results!r}")
     after = f"\nif 'Solution' in globals(): {name} = Solution().{name}"
     return Checks(tuple(tests), entry=name, after=after)
+
+
+def shadowing(tests: Sequence[str]) -> str:
+    """The function that asserts are about where it is named like one of Python's (MBPP 126 wants a `sum`); else empty.
+
+    >>> shadowing(["assert sum(10, 15) == 6"]), shadowing(["assert sum(f(2)) == 6"]), shadowing(["assert f(1)"])
+    ('sum', '', '')
+    """
+    names: set[str] = set()
+    for test in tests:
+        try:
+            called = [node.func for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)]
+        except (SyntaxError, ValueError):
+            return ""
+        names |= {node.id for node in called if isinstance(node, ast.Name)}
+    return names.pop() if len(names) == 1 and names <= set(dir(builtins)) else ""
 
 
 def opened(value: Any) -> Any:

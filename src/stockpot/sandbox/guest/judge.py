@@ -15,7 +15,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from functools import lru_cache
+from types import CodeType
+from typing import Any, NamedTuple, NoReturn
 
 from .child import described, teller
 from .plain import decode, encode
@@ -33,9 +35,11 @@ class Wire:
 
     def __init__(self, pipe: int) -> None:
         self.pipe, self.rest, self.tell, self.opaque = pipe, b"", teller(pipe), 0
+        self.failed = False
 
     def ask(self, do: str, of: Any, args: tuple[Any, ...] = (), named: dict[str, Any] | None = None) -> Any:
         """One question; the answer as plain data, or an exception."""
+        self.failed = True
         line = {
             "do": do,
             "of": of,
@@ -48,7 +52,9 @@ class Wire:
             raise Gone("the program has ended") from error
         told = json.loads(self.line())
         if isinstance(told, dict) and "value" in told:
-            return decode(told["value"], self.held)
+            value = decode(told["value"], self.held)
+            self.failed = False
+            return value
         if isinstance(told, dict) and isinstance(told.get("error"), list):
             fail(*[str(part)[:300] for part in told["error"][:2]])
         raise ValueError("no answer")
@@ -150,24 +156,55 @@ def unknown(sources: list[str]) -> dict[str, bool]:
     return {name: name in dotted and name in sys.stdlib_module_names for name in sorted(free)}
 
 
-def judge(job: dict[str, Any], verdict: int, pipe: int) -> int:
+class Prepared(NamedTuple):
+    """Tests, compiled."""
+
+    names: dict[str, bool]
+    """See `unknown`."""
+    setup: CodeType
+    tests: tuple[CodeType | None, ...]
+    """None where a test is no Python."""
+
+
+@lru_cache(128)
+def prepare(setup: str, tests: tuple[str, ...]) -> Prepared:
+    """Tests compiled, once for all the candidates that they come back for. Nothing of them is run."""
+    return Prepared(unknown([setup, *tests]), compile(setup, "setup", "exec"), tuple(map(_compiled, tests)))
+
+
+def _compiled(source: str) -> CodeType | None:
+    try:
+        return compile(source, "test", "exec")
+    except (SyntaxError, ValueError):
+        return None
+
+
+def judge(job: dict[str, Any], prepared: Prepared | Exception, verdict: int, pipe: int) -> int:
     """Run the tests one after the other and tell which passed."""
     wire, tell = Wire(pipe), teller(verdict)
     passed: list[bool] = []
     errors: list[Any] = []
     try:
+        if isinstance(prepared, Exception):
+            raise prepared
         space: dict[str, Any] = {"__name__": "test"}
-        for name, module in unknown([job["setup"], *job["tests"]]).items():
+        for name, module in prepared.names.items():
             space[name] = importlib.import_module(name) if module else Remote(wire, name)
-        exec(compile(job["setup"], "setup", "exec"), space)
+        exec(prepared.setup, space)
         if job["entry"]:
             space[job["entry"]] = Remote(wire, job["entry"])
     except BaseException as error:
-        tell({"broken": described(error)})
+        if wire.failed:  # the setup asked the candidate, who could not answer: that is the candidate's fault
+            many = len(job["tests"])
+            tell({"passed": [False] * many, "errors": [described(error)] * many, "opaque": wire.opaque})
+        else:
+            tell({"broken": described(error)})
         return 0
-    for source in job["tests"]:
+    for code in prepared.tests:
         try:
-            exec(compile(source, "test", "exec"), space)
+            if code is None:
+                raise SyntaxError("the test is no Python")
+            exec(code, space)
             passed.append(True)
             errors.append(None)
         except BaseException as error:

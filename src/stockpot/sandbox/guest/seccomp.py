@@ -15,7 +15,7 @@ ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 """Machine -> (what the kernel calls it in a filter, column of the table below)."""
 
 CALLS: dict[str, tuple[int | None, int | None]] = {
-    "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
     "lstat": (6, None), "poll": (7, None), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226),
     "munmap": (11, 215), "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139), "pread64": (17, 67), "pwrite64": (18, 68), "readv": (19, 65), "writev": (20, 66),
@@ -31,7 +31,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "sched_getscheduler": (145, 120), "arch_prctl": (158, None), "gettid": (186, 178), "time": (201, None),
     "futex": (202, 98), "sched_getaffinity": (204, 123), "getdents64": (217, 61), "set_tid_address": (218, 96),
     "restart_syscall": (219, 128), "fadvise64": (221, 223), "clock_gettime": (228, 113), "clock_getres": (229, 114),
-    "clock_nanosleep": (230, 115), "exit_group": (231, 94), "openat": (257, 56), "newfstatat": (262, 79),
+    "clock_nanosleep": (230, 115), "exit_group": (231, 94), "newfstatat": (262, 79),
     "readlinkat": (267, 78), "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73),
     "set_robust_list": (273, 99), "dup3": (292, 24), "pipe2": (293, 59), "getcpu": (309, 168),
     "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293), "close_range": (436, 436),
@@ -39,7 +39,8 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 """Allowed whatever their arguments. Files are landlock's and the mount namespace's to guard, memory the limits'."""
 
-GUARDED: dict[str, tuple[int, int]] = {
+GUARDED: dict[str, tuple[int | None, int | None]] = {
+    "open": (2, None), "openat": (257, 56),
     "ioctl": (16, 29), "clone": (56, 220), "kill": (62, 129), "fcntl": (72, 25), "tgkill": (234, 131),
     "prlimit64": (302, 261),
 }  # fmt: skip
@@ -48,6 +49,8 @@ GUARDED: dict[str, tuple[int, int]] = {
 YOUNG = 424
 """From this number on all architectures count alike."""
 EPERM, ENOSYS = 1, 38
+ACCESS, TRUNCATE = 3, 0x200
+"""open(2): to be written; to be emptied. Together landlock sees to them; emptied but not written it did not always."""
 THREAD, NAMESPACES = 0x00010000, 0x7E020080
 """clone(2): a thread of this process; a new namespace of any kind."""
 DUPLICATE_AND_FLAGS = (0, 1, 2, 3, 4, 1030)
@@ -75,7 +78,15 @@ def _one_of(values: tuple[int, ...]) -> list[Line]:
 
 def _guards(pid: int) -> dict[str, list[Line]]:
     """What a guarded call is asked. The number is loaded no more afterwards, so each ends with a verdict."""
+    opening = [
+        (_ANY_BIT, 1, 0, ACCESS),
+        (_ANY_BIT, 1, 0, TRUNCATE),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ERROR | EPERM),
+    ]
     return {
+        "open": [_argument(1), *opening],
+        "openat": [_argument(2), *opening],
         "ioctl": [_argument(1), *_one_of(TERMINAL_AND_BLOCKING)],
         "fcntl": [_argument(1), *_one_of(DUPLICATE_AND_FLAGS)],
         "kill": [_argument(0), *_one_of((pid,))],
@@ -114,7 +125,9 @@ def program(machine: str, pid: int) -> list[Line]:
         if number is not None:
             lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     for call, body in _guards(pid).items():
-        lines += [(_EQUAL, 0, len(body), GUARDED[call][column]), *body]
+        number = GUARDED[call][column]
+        if number is not None:
+            lines += [(_EQUAL, 0, len(body), number), *body]
     lines += [(_AT_LEAST, 0, 1, YOUNG), (_RETURN, 0, 0, _ERROR | ENOSYS), (_RETURN, 0, 0, _ERROR | EPERM)]
     return lines
 

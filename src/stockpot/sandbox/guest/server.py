@@ -162,12 +162,19 @@ def judging(incoming: BinaryIO, outgoing: BinaryIO, wire: socket.socket, locks: 
     """The server of tests. It is told the tests, then handed the way to the candidate."""
     while (job := receive(incoming)) is not None:
         began = process_time()
+        prepared: judge.Prepared | Exception
+        try:
+            prepared = judge.prepare(job["setup"], tuple(job["tests"]))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            prepared = error
         _, handed, _, _ = socket.recv_fds(wire, 1, 1)
         if not handed:
             return
         verdict = os.pipe()
         null = os.open("/dev/null", os.O_RDWR)
-        pid = spawn(job, [null, null, null, verdict[1], handed[0]], locks, functools.partial(judge.judge, job, 3, 4))
+        pid = spawn(
+            job, [null, null, null, verdict[1], handed[0]], locks, functools.partial(judge.judge, job, prepared, 3, 4)
+        )
         for end in (null, verdict[1], handed[0]):
             os.close(end)
         came, why = watch([verdict[0]], monotonic() + job["seconds"] + GRACE, job["most"], -1)
