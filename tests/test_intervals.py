@@ -94,7 +94,7 @@ def test_votes_drawn_again_vary_as_a_binomial_does() -> None:
 def test_students_quantiles_go_on_where_the_table_ends() -> None:
     assert intervals.student(1) == 12.706 and intervals.student(0) == math.inf
     for freedom, known in ((11, 2.2010), (29, 2.0452), (120, 1.9799)):
-        assert intervals.student(freedom) == pytest.approx(known, abs=2e-3)
+        assert intervals.student(freedom) == pytest.approx(known, abs=3e-3)
 
 
 def test_figures_refuse_problems_of_unequal_samples() -> None:
