@@ -41,7 +41,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(bench: ModuleType, proble
 def test_pass_at_all_samples_is_not_resampled(bench: ModuleType) -> None:
     """Where 1 of 8 is right, a bootstrap says that pass@8 is 0.66; and with 40 problems the percentile one is short."""
     cell = bench.passes("even", 40, 8, 8, 100, seed=3)
-    assert 0.86 <= cell.share("samples") <= 1.0 and 0.89 <= cell.share("problems"), str(cell)
+    assert 0.86 <= cell.share("samples") <= 1.0 and cell.share("problems") >= 0.89, str(cell)
 
 
 def test_where_all_are_right_or_wrong_there_is_still_an_interval() -> None:

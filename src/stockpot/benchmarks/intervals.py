@@ -11,8 +11,8 @@ should cover 95 (`bench/intervals.py` measures both).
 says that pass@32 is 0.64 and not 1. What is wanted is how much pass@k would vary if the same problems were sampled
 again, which depends on their chances of success; how these are spread over the problems is estimated from all of
 their counts together (the nonparametric maximum likelihood of a mixture of binomials, by EM on a grid). Student's
-quantile has as many degrees of freedom as there are problems that vary, less one. For votes, where answers are many, samples are
-drawn again from each problem's own, and only the variance of that is used.
+quantile has as many degrees of freedom as there are problems that vary, less one. For votes, where answers are
+many, samples are drawn again from each problem's own, and only the variance of that is used.
 """
 
 from __future__ import annotations
