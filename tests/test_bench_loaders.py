@@ -219,14 +219,14 @@ def test_the_real_golds_are_right_by_their_grader(name: str) -> None:
     assert not wrong, [p.columns["answer"] for p in wrong]
 
 
-@pytest.mark.parametrize(("name", "known"), [("humaneval", []), ("mbpp", ["367"])])
+@pytest.mark.parametrize(("name", "known"), [("humaneval", []), ("mbpp", ["123"])])
 def test_the_real_reference_solutions_pass(name: str, known: list[str]) -> None:
-    """But MBPP's 367, whose reference does not define the class that its tests need."""
+    """But MBPP's 123, whose reference runs for seconds: a busy machine ends it."""
     problems = load(BENCHMARKS[name], str(bench_data()))
     reward = judge.grader("functions", bare=True)
     said = [judge.Response(p, "", p.columns["reference"]) for p in problems]
     wrong = [p.key for p, g in zip(problems, judge.grade("functions", said, reward), strict=True) if g.reward != 1]
-    assert wrong == known
+    assert set(wrong) <= set(known)
 
 
 def test_an_empty_program_passes_no_real_contest() -> None:
