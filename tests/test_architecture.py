@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench",),
     ("recipes",),
     ("report",),
-    ("train", "soup_inference"),
+    ("train", "soup_inference", "benchmarks"),
     ("evaluate", "start", "heads", "judged", "compare", "plan"),
     ("library", "soft"),
     ("engines",),
@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("fused", "moments", "sandbox"),
     ("diagnostics",),
     ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring"),
-    ("ops", "seeds"),
+    ("calling", "ops", "seeds"),
     ("types",),
 )
 """Top to bottom. A room imports from the layers below its own, and from nothing beside it."""

@@ -41,6 +41,7 @@ def test_a_function_is_called_as_trl_calls_it() -> None:
         return [1.0, 0.25]
 
     assert rewards(function) == ([1.0, 0.25], 0)
+    assert seen.pop("completion_ids") == [list(r.tokens) for r in PAIR], "stop tokens included"
     assert seen == {"prompts": ["1 2 3 make 9 :"] * 2, "completions": ["1 + 2", "no yes"], "answer": ["3", "4"]}
 
 
@@ -52,7 +53,17 @@ def test_a_conversation_is_answered_by_a_message() -> None:
         return [0.5]
 
     assert rewards(function, [rollout("yes", ASKED, answer=1)]) == ([0.5], 0)
+    assert len(seen.pop("completion_ids")) == 1
     assert seen == {"prompts": [ASKED], "completions": [[{"role": "assistant", "content": "yes"}]], "answer": [1]}
+
+
+def test_a_function_that_names_its_columns_gets_no_others() -> None:
+    """What was written for prompts, completions and one column is not handed token ids."""
+
+    def function(prompts: list[str], completions: list[str], answer: list[str]) -> list[float]:
+        return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+    assert rewards(function) == ([0.0, 0.0], 0)
 
 
 def test_an_async_function_is_awaited() -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stockpot.options import BenchOptions, CompareLosses, Eval, HistoryOptions, PlanOptions, Resume, Show, parted
+from stockpot.options import BenchOptions, CompareLosses, Eval, Grade, HistoryOptions, PlanOptions, Resume, Show, parted
 from stockpot.reading import members, new_folder, parse, read_config, recipe_names, refuse
 
 HELP = """\
@@ -17,6 +17,8 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot plan [RECIPE] [--gpu NAME] [OPTIONS]   what a recipe would take on a device; nothing is loaded
   stockpot resume RUN                             go on with a run that was stopped or killed
   stockpot eval RUN|MODEL [OPTIONS]               pass@k on held-out prompts, with intervals
+  stockpot eval MODEL --bench NAMES [OPTIONS]     the same on MATH-500, AIME, HumanEval, ...; resumable
+  stockpot grade FOLDER                           its stored samples graded again
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
   stockpot history RUN [--parquet FILE]           what the run's store of rollouts holds
   stockpot compare-losses RUN [OPTIONS]           whose gradient is the true one's, on what the history holds
@@ -58,6 +60,7 @@ def run(words: list[str]) -> int:
         "plan": plan,
         "resume": resume,
         "eval": evaluate,
+        "grade": grade,
         "show": show,
         "history": history,
         "compare-losses": compare_losses,
@@ -122,10 +125,22 @@ def evaluate(words: list[str]) -> None:
     from stockpot.report.evaluation import evaluate as go
 
     options = parse("stockpot eval", Eval, words)
+    if options.bench is not None:
+        from stockpot.benchmarks.command import evaluate as measure
+
+        measure(options)
+        return
     config = None
     if not (Path(options.model) / "metrics.jsonl").exists():
         _, _, config = read_config("stockpot eval", [options.recipe, "--model", options.model])
     go(options, config)
+
+
+def grade(words: list[str]) -> None:
+    """`stockpot grade`."""
+    from stockpot.benchmarks.command import grade as go
+
+    go(parse("stockpot grade", Grade, words))
 
 
 def show(words: list[str]) -> None:

@@ -28,11 +28,11 @@ def pick_device(wish: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_model(name: str, device: torch.device) -> Any:
+def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model from a folder or a hub id, in float32 master weights, every one of them finite."""
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, name, dtype=torch.float32)
+    model = _load(AutoModelForCausalLM, name, dtype=dtype)
     model.to(device)
     check_finite(model, name)
     return model
@@ -46,9 +46,11 @@ def load_config(name: str) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model folder or hub id."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model folder or hub id, or of a folder that holds nothing else."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (Path(name) / "tokenizer.json").is_file() and not (Path(name) / "config.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(name)
     return _load(AutoTokenizer, name)
 
 

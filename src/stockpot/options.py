@@ -46,6 +46,40 @@ class Eval:
     """With --prefix-from: a head's length lies evenly between this fraction of the single model's mean length ..."""
     prefix_high: float = 0.6
     """... and this one."""
+    bench: Annotated[str | None, arg(metavar="NAMES")] = None
+    """Benchmarks with commas between, such as math500,aime24,humaneval; NAME=SOURCE takes one from a file or hub id.
+    Everything below is for these."""
+    k: int = 32
+    """With --bench: samples per problem."""
+    data: str = ""
+    """With --bench: the folder that holds the benchmarks' files; default the folder that the variable STOCKPOT_BENCH
+    names, else the Hugging Face hub."""
+    limit: int | None = None
+    """With --bench: only the first so many problems of each."""
+    max_tokens: int | None = None
+    """With --bench: room for a response; default 4096, or what the context leaves."""
+    template: str = "auto"
+    """With --bench: how problems are put: chat, plain, or a name such as qwen-boxed; auto is chat for
+    instruct models, else plain."""
+    rows: int = 64
+    """With --bench: most responses sampled at one time: it bounds the memory of keys and values."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """With --bench: where the model lives; auto takes the best there is."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """With --bench: the type of the weights; auto is bfloat16 on CUDA, else float32."""
+    out: Path | None = None
+    """With --bench: the folder of samples, grades and results; a stopped evaluation goes on there. Default
+    runs/eval-MODEL."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Grade the stored samples of a benchmark evaluation again; nothing is sampled."""
+
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """A folder that `stockpot eval --bench` made."""
+    json: Path | None = None
+    """Also write the results to this file."""
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,9 @@ class Loop:
             metrics = metrics | self.last_score
         self.run.log(done, metrics, timings | clock.seconds)
         if before := self.run.sandboxed(done, level := sandbox.in_force()):
-            console.tell(f"step {done}: programs now run in a sandbox of level {level and level['level']}, not {before}")
+            console.tell(
+                f"step {done}: programs now run in a sandbox of level {level and level['level']}, not {before}"
+            )
         if done in (0, config.steps) or done % config.checkpoint_every == 0:
             checkpoints.write(self.run.checkpoints, done, metrics.get("test/pass@1"), self.engine.save)
             checkpoints.prune(self.run.checkpoints, config.keep_checkpoints)

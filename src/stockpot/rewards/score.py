@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stockpot.calling import accepted
 from stockpot.types import Rollout, StockpotError
 
 RewardFunction = Callable[..., Any]
@@ -31,8 +32,9 @@ def score(rollouts: Sequence[Rollout], reward: RewardFunction, tokenizer: Any) -
     completions = [[{"role": "assistant", "content": t}] if chat else t for t, chat in zip(texts, chats, strict=True)]
     names = dict.fromkeys(name for r in rollouts for name in r.prompt.columns if name != "prompt")
     columns = {name: [r.prompt.columns.get(name) for r in rollouts] for name in names}
+    ids = {"completion_ids": [list(r.tokens) for r in rollouts]}
     try:
-        values = reward(prompts=prompts, completions=completions, **columns)
+        values = reward(prompts=prompts, completions=completions, **accepted(reward, ids), **columns)
         if inspect.isawaitable(values):
             values = asyncio.run(_finish(values))
         values = [None if value is None else float(value) for value in values]

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stockpot.calling import accepted
 from stockpot.tasks.base import Split, Task
 from stockpot.types import StockpotError
 
@@ -74,7 +75,9 @@ class Dataset(Task):
         return {**row, "prompt": COLUMN.sub(lambda name: str(row[name[1]]), self.template)}
 
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
-        result: list[float] = load_function(self.judge)(prompts=prompts, completions=completions, **columns)
+        judge = load_function(self.judge)
+        rest = accepted(judge, {name: columns.pop(name) for name in ("completion_ids",) if name in columns})
+        result: list[float] = judge(prompts=prompts, completions=completions, **rest, **columns)
         return result
 
 
@@ -84,37 +87,60 @@ def spread(rows: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 @cache
-def read_rows(name: str, split: Split) -> list[dict[str, Any]]:
-    """All rows of a JSONL or Parquet file, or of a split of a hub dataset."""
+def read_rows(name: str, split: str) -> list[dict[str, Any]]:
+    """All rows of a JSONL, JSON or Parquet file, or of a split of a hub dataset.
+
+    `split` may carry the configuration of a hub dataset: `configuration:split`.
+    """
     return list(open_rows(name, split))
 
 
-def open_rows(name: str, split: Split, columns: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
+def open_rows(name: str, split: str, columns: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
     """The same one by one; where only some `columns` are wanted, a large dataset is not read for the others."""
     path = Path(name)
-    if path.suffix in (".jsonl", ".json"):
+    if path.suffix in (".jsonl", ".json", ".parquet"):
         if not path.is_file():
             raise StockpotError(f"there is no dataset file {name}: check its path.")
-        try:
-            rows = [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
-        except ValueError as error:
-            raise StockpotError(f"{name} is not JSON lines ({error}): write one object a line.") from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise StockpotError(f'{name} has lines that are no objects: write each as {{"prompt": ..., ...}}.')
-        return rows
+        return _parquet(path, columns) if path.suffix == ".parquet" else _json(path)
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise StockpotError(f'reading {name} needs `pip install "stockpot[data]"` (JSONL files do not).') from error
+    configuration, _, part = split.rpartition(":")
     try:
-        if path.suffix == ".parquet":
-            found = datasets.load_dataset("parquet", data_files=name, split="train")
-        else:
-            found = datasets.load_dataset(name, split=split)
+        found = datasets.load_dataset(name, *filter(None, [configuration]), split=part)
         wanted = [column for column in found.column_names if column in columns]
         return found.select_columns(wanted) if wanted else found  # type: ignore[no-any-return]
     except Exception as error:
         raise StockpotError(f"cannot load the dataset {name}: {str(error).splitlines()[0]}") from error
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    """Lines of objects, or one list of them. Lines end at line feeds alone: LaTeX and prose hold other marks."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise StockpotError(f"{path} is not JSON lines ({error}): write one object a line.") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise StockpotError(f'{path} has lines that are no objects: write each as {{"prompt": ..., ...}}.')
+    return list(rows)
+
+
+def _parquet(path: Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise StockpotError(f'reading {path} needs `pip install "stockpot[data]"` (JSONL files do not).') from error
+    try:
+        wanted = [column for column in parquet.read_schema(path).names if column in columns]
+        rows: list[dict[str, Any]] = parquet.read_table(path, columns=wanted or None).to_pylist()
+    except Exception as error:
+        raise StockpotError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return rows
 
 
 @cache
