@@ -31,6 +31,9 @@ from stockpot.train import train
 LOST = ("clip_loss", "clip_share", "entropy", "ess", "kl_to_author")
 """Figures of training, by span kind, of which a result keeps the mean over the second half of a run."""
 
+TOLD = ("prefix/share", "prefix/missing", "rollout/length", "reward/mean")
+"""Further figures of training that a result keeps."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -197,7 +200,7 @@ def to_dict(name: str, run: Run, seconds: float) -> dict[str, Any]:
     training = {"decoded": sum(row.get("rollout/decoded", 0.0) for row in metrics)}
     for key in sorted({key for row in half for key in row}):
         values = [row[key] for row in half if row.get(key) is not None]
-        if values and (key.rpartition("/")[2] in LOST or key in ("prefix/share", "prefix/missing", "rollout/length")):
+        if values and (key.rpartition("/")[2] in LOST or key in TOLD):
             training[key] = sum(values) / len(values)
     return {
         "name": name,

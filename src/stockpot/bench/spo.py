@@ -134,9 +134,9 @@ class SPOStudy(Study):
         return Cell(f"main {method} {TASK} {seed}", made, f"{TASK}-{seed}", history=source.key)
 
     def report(self, results: Mapping[str, Result], folder: Path) -> str:
-        tables = [GRID.tuned(results), GRID.compared(TASK, results, {}, FIGURES[:2])]
+        tables = [GRID.tuned(results), GRID.compared(TASK, results, {"reward in training": "reward/mean"}, FIGURES[:2])]
         tables += [GRID.verdicts(CLAIMS, results), over_training(results), steadiness(results)]
-        tables += [GRID.ablated([*ABLATIONS], ABLATION_SEEDS, TASK, results, {})]
+        tables += [GRID.ablated([*ABLATIONS], ABLATION_SEEDS, TASK, results, {"reward in training": "reward/mean"})]
         return "\n\n".join(text for text in tables if text)
 
 
