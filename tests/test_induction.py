@@ -33,8 +33,8 @@ TASKS = [
         operations=4,
         operators=("+", "*", "if"),
         shown=2,
-        train_prompts=30,
-        test_prompts=30,
+        train_prompts=20,
+        test_prompts=20,
         rare=1.0,
     ),
 ]
