@@ -115,6 +115,9 @@ def _same(a: Any, b: Any, digits: int) -> bool | None:
     import sympy
     from sympy.core.relational import Relational
 
+    both = isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)
+    if both and a.has(sympy.Sum, sympy.Product) and _rebuilt(a) == _rebuilt(b):  # by value they are slow
+        return True
     if isinstance(a, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(b, sympy.MatrixBase | sympy.MatrixExpr):
         a, b = a.doit(), b.doit()
         if getattr(a, "shape", None) != getattr(b, "shape", None):
@@ -126,6 +129,11 @@ def _same(a: Any, b: Any, digits: int) -> bool | None:
     if isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr):
         return _same_value(a, b, digits)
     return _library(a, b)
+
+
+def _rebuilt(formula: Any) -> Any:
+    """The same formula with factors and terms in sympy's own order: the parser leaves them as they were written."""
+    return formula.func(*map(_rebuilt, formula.args)) if formula.args else formula
 
 
 def _same_relation(a: Any, b: Any, digits: int) -> bool | None:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-CPU_SECONDS = 1.0
+CPU_SECONDS = 1.5
 """What one question may compute: counted in time of its own, so that a busy machine gives the same verdicts."""
 WALL_SECONDS = 2.75
 """What one question may take at most; a process that is not done is killed."""
