@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from stockpot.bench.cells import Result
 from stockpot.bench.tables import Claim, table
@@ -15,7 +15,7 @@ Results = Mapping[str, Result]
 
 @dataclass(frozen=True)
 class Grid:
-    """Names its runs `tune METHOD TASK RATE`, `main METHOD TASK SEED`, `ablate CHOICE SEED`, and reads them off."""
+    """Names its runs `tune METHOD TASK RATE [SEED]`, `main METHOD TASK SEED`, `ablate CHOICE SEED`; reads them off."""
 
     methods: Sequence[str]
     tasks: Sequence[str]
@@ -23,35 +23,35 @@ class Grid:
     seeds: Sequence[int]
     figures: Sequence[str]
     """Held-out figures of every table, the first of which chooses."""
-    tuning: int = 100
-    chosen: Mapping[str, float] = field(default_factory=dict)
-    """Learning rates that were settled elsewhere."""
+    tuning: Sequence[int] = (100,)
+    """Seeds that learning rates are chosen on."""
+
+    def trials(self, method: str, task: str, rate: float) -> list[str]:
+        """Names of the runs that tell how good a learning rate is."""
+        name = f"tune {method} {task} {rate:g}"
+        return [name] if len(self.tuning) == 1 else [f"{name} {seed}" for seed in self.tuning]
 
     def rate_of(self, method: str, results: Results) -> float:
-        """The learning rate with the highest first figure in the mean over tasks, on the tuning seed."""
-        if method in self.chosen:
-            return self.chosen[method]
-        wanted = [f"{d} {rate:g}" for d in self.tasks for rate in self.rates]
-        missing = [name for name in wanted if f"tune {method} {name}" not in results]
+        """The learning rate with the highest first figure in the mean over tasks and tuning seeds."""
+        tried = {rate: [name for d in self.tasks for name in self.trials(method, d, rate)] for rate in self.rates}
+        missing = [name for names in tried.values() for name in names if name not in results]
         if missing:
             raise StockpotError(f"{method} has no learning rate yet ({', '.join(missing)}): run the part tune first.")
-
-        def height(rate: float) -> float:
-            return sum(results[f"tune {method} {d} {rate:g}"].last(self.figures[0]) for d in self.tasks)
-
-        return max(self.rates, key=height)
+        return max(self.rates, key=lambda rate: sum(results[name].last(self.figures[0]) for name in tried[rate]))
 
     def tuned(self, results: Results) -> str:
-        """The first figure at the end by method and learning rate, on the tuning seed."""
+        """The first figure at the end by method and learning rate, on the tuning seeds."""
         rows = []
         for m in self.methods:
-            cells = [[results.get(f"tune {m} {d} {rate:g}") for d in self.tasks] for rate in self.rates]
-            if all(one is not None for pair in cells for one in pair):
-                shown = [" / ".join(f"{one.last(self.figures[0]):.3f}" for one in pair if one) for pair in cells]
+            cells = [[self.trials(m, d, rate) for d in self.tasks] for rate in self.rates]
+            if all(name in results for pair in cells for names in pair for name in names):
+                found = [[[results[n].last(self.figures[0]) for n in names] for names in pair] for pair in cells]
+                shown = [" / ".join(f"{sum(values) / len(values):.3f}" for values in pair) for pair in found]
                 rows.append([m, *shown, f"{self.rate_of(m, results):g}"])
         head = ["method", *(f"lr {rate:g}" for rate in self.rates), "chosen"]
-        name = short(self.figures[0])
-        return table(f"Learning rates: {name} at the end, {' / '.join(self.tasks)}, seed {self.tuning}", head, rows)
+        seeds = f"seed{'s' * (len(self.tuning) > 1)} {', '.join(map(str, self.tuning))}"
+        title = f"Learning rates: {short(self.figures[0])} at the end, {' / '.join(self.tasks)}, {seeds}"
+        return table(title, head, rows)
 
     def finished(self, task: str, results: Results) -> dict[str, list[Result]]:
         """The table's runs by method; methods that lack a seed are left out."""

@@ -74,7 +74,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 ABLATED_ON, ABLATION_SEEDS = "hard", (100, 101, 102)
 
-GRID = Grid([*METHODS], [*DIFFICULTIES], RATES, SEEDS, FIGURES, TUNING)
+GRID = Grid([*METHODS], [*DIFFICULTIES], RATES, SEEDS, FIGURES, (TUNING,))
 CLAIMS = [
     claim
     for source in ("soup-history", "soup-checkpoints")

@@ -27,7 +27,9 @@ from stockpot.types import Sampling
 
 STEPS, EVERY = 60, 20
 RATES = (1e-4, 2e-4, 4e-4)
-TUNING, SEEDS = 100, (0, 1, 2, 3, 4)
+TUNING, SEEDS = (100, 101, 102), (0, 1, 2, 3, 4)
+START = TUNING[0]
+"""The tuning runs start from one taught model."""
 TASK = "induction"
 CRITIC = CriticOptions(kind="separate", learning_rate=4e-4)
 SQUARED = SPO()
@@ -42,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Half-online: half of every group are solutions by outsiders, in a style that the policy finds unlikely."""
 OFFLINE = {"spo-offline": "spo-squared", "ppo-offline": "ppo"}
-"""Methods that learn from the history of GRPO's run with the same seed alone, each with the settings of another."""
+"""Methods that learn from the history of GRPO's run with the same seed alone; each is another one otherwise."""
 FIGURES = ("test/pass@1", "test/pass@10", "test/distinct", "test/entropy")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -60,7 +62,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "(PPO)": {"algorithm": METHODS["ppo"]["algorithm"]},
     "(PPO, trace 0.95)": {"algorithm": PPO(critic=CRITIC)},
 }
-ABLATION_SEEDS = (100, 101, 102)
 GRID = Grid([*METHODS, *OFFLINE], [TASK], RATES, SEEDS, FIGURES, TUNING)
 CLAIMS = [
     Claim("SPO ends above PPO in pass@10", "spo-squared", "ppo", "test/pass@10", 1),
@@ -98,45 +99,52 @@ class SPOStudy(Study):
     """`stockpot bench spo`."""
 
     name: ClassVar[str] = "spo"
-    parts: ClassVar[tuple[str, ...]] = ("tune", "main", "offline", "ablate")
+    parts: ClassVar[tuple[str, ...]] = ("tune", "sources", "tune-offline", "main", "offline", "ablate")
 
     def starts(self) -> dict[str, Config]:
-        return {f"{TASK}-{s}": config(s, RATES[0]) for s in (TUNING, *SEEDS)}
+        return {f"{TASK}-{s}": config(s, RATES[0]) for s in (START, *SEEDS)}
 
     def cells(self, part: str, results: Mapping[str, Result]) -> list[Cell]:
-        if part == "tune":
+        if part == "sources":
+            return [self.source(seed) for seed in (*TUNING, *SEEDS)]
+        if part in ("tune", "tune-offline"):
+            methods = METHODS if part == "tune" else OFFLINE
             return [
-                Cell(f"tune {m} {TASK} {rate:g}", config(TUNING, rate, **changes), f"{TASK}-{TUNING}")
-                for m, changes in METHODS.items()
+                self.made(f"tune {m} {TASK} {rate:g} {seed}", m, seed, rate)
+                for m in methods
                 for rate in RATES
+                for seed in TUNING
             ]
-        if part == "main":
-            return [self.main(m, seed, results) for seed in SEEDS for m in METHODS]
-        if part == "offline":
-            return [self.offline(m, seed, results) for seed in SEEDS for m in OFFLINE]
+        if part in ("main", "offline"):
+            return [
+                self.made(f"main {m} {TASK} {seed}", m, seed, GRID.rate_of(m, results))
+                for seed in SEEDS
+                for m in (METHODS if part == "main" else OFFLINE)
+            ]
         rate = GRID.rate_of("spo-squared", results)
         return [
-            Cell(f"ablate {name} {seed}", config(seed, rate, **{"algorithm": SQUARED} | changes), f"{TASK}-{TUNING}")
-            for seed in ABLATION_SEEDS
+            Cell(f"ablate {name} {seed}", config(seed, rate, **{"algorithm": SQUARED} | changes), f"{TASK}-{START}")
+            for seed in TUNING
             for name, changes in ABLATIONS.items()
         ]
 
-    def main(self, method: str, seed: int, results: Mapping[str, Result]) -> Cell:
-        """One method's run; GRPO's is kept, since others learn from its history."""
-        made = config(seed, GRID.rate_of(method, results), **METHODS[method])
-        return Cell(f"main {method} {TASK} {seed}", made, f"{TASK}-{seed}", keep=method == "grpo")
+    def made(self, name: str, method: str, seed: int, rate: float) -> Cell:
+        """One method's run."""
+        start = f"{TASK}-{START if seed in TUNING else seed}"
+        if method not in OFFLINE:
+            return Cell(name, config(seed, rate, **METHODS[method]), start)
+        source = self.source(seed)
+        changes = METHODS[OFFLINE[method]] | {"prefixes": Offline(path=source.key, share=1.0)}
+        return Cell(name, config(seed, rate, **changes), start, history=source.key)
 
-    def offline(self, method: str, seed: int, results: Mapping[str, Result]) -> Cell:
-        """A run that generates nothing."""
-        like, source = OFFLINE[method], self.main("grpo", seed, results)
-        changes = METHODS[like] | {"prefixes": Offline(path=source.key, share=1.0)}
-        made = config(seed, GRID.rate_of(like, results), **changes)
-        return Cell(f"main {method} {TASK} {seed}", made, f"{TASK}-{seed}", history=source.key)
+    def source(self, seed: int) -> Cell:
+        """GRPO's run whose history is all that offline methods see."""
+        return replace(self.made(f"source {seed}", "grpo", seed, RATES[1]), keep=True)
 
     def report(self, results: Mapping[str, Result], folder: Path) -> str:
         tables = [GRID.tuned(results), GRID.compared(TASK, results, {"reward in training": "reward/mean"}, FIGURES[:2])]
         tables += [GRID.verdicts(CLAIMS, results), over_training(results), steadiness(results)]
-        tables += [GRID.ablated([*ABLATIONS], ABLATION_SEEDS, TASK, results, {"reward in training": "reward/mean"})]
+        tables += [GRID.ablated([*ABLATIONS], TUNING, TASK, results, {"reward in training": "reward/mean"})]
         return "\n\n".join(text for text in tables if text)
 
 
@@ -155,17 +163,18 @@ def over_training(results: Mapping[str, Result]) -> str:
 
 
 def steadiness(results: Mapping[str, Result]) -> str:
-    """How far a method's end depends on the seed and on the learning rate."""
+    """How far what a method gains depends on the seed, and where it ends on the learning rate."""
     rows = []
     for m, runs in GRID.finished(TASK, results).items():
-        tuned = [results[name] for rate in RATES if (name := f"tune {m} {TASK} {rate:g}") in results]
+        trials = [GRID.trials(m, TASK, rate) for rate in RATES]
+        tried = [names for names in trials if all(name in results for name in names)]
         cells = [m]
         for figure in FIGURES[:2]:
-            values = [one.last(figure) for one in tuned]
-            cells.append(f"{stdev([one.last(figure) for one in runs]):.3f}")
-            cells.append(f"{max(values) - min(values):.3f}" if values else "")
+            ends = [sum(results[n].last(figure) for n in names) / len(names) for names in tried]
+            cells.append(f"{stdev([one.last(figure) - one.evaluations[0][figure] for one in runs]):.3f}")
+            cells.append(f"{max(ends) - min(ends):.3f}" if ends else "")
         rows.append(cells)
     head = ["method"]
     for figure in FIGURES[:2]:
-        head += [f"{figure.removeprefix('test/')}: deviation over seeds", "range over rates"]
-    return table("Steadiness at the end", head, rows)
+        head += [f"{figure.removeprefix('test/')}: deviation of the gain over seeds", "range of the end over rates"]
+    return table("Steadiness", head, rows)
