@@ -7,7 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stockpot.options import BenchOptions, CompareLosses, Eval, HistoryOptions, PlanOptions, Resume, Show, parted
+from stockpot.options import (
+    BenchOptions,
+    Budget,
+    CompareLosses,
+    Eval,
+    HistoryOptions,
+    PlanOptions,
+    Resume,
+    Show,
+    parted,
+)
 from stockpot.reading import members, new_folder, parse, read_config, recipe_names, refuse
 
 HELP = """\
@@ -17,6 +27,7 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot plan [RECIPE] [--gpu NAME] [OPTIONS]   what a recipe would take on a device; nothing is loaded
   stockpot resume RUN                             go on with a run that was stopped or killed
   stockpot eval RUN|MODEL [OPTIONS]               pass@k on held-out prompts, with intervals
+  stockpot budget RUN|MODEL [OPTIONS]             accuracy against thinking tokens, for several checkpoints
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
   stockpot history RUN [--parquet FILE]           what the run's store of rollouts holds
   stockpot compare-losses RUN [OPTIONS]           whose gradient is the true one's, on what the history holds
@@ -58,6 +69,7 @@ def run(words: list[str]) -> int:
         "plan": plan,
         "resume": resume,
         "eval": evaluate,
+        "budget": budget,
         "show": show,
         "history": history,
         "compare-losses": compare_losses,
@@ -125,6 +137,17 @@ def evaluate(words: list[str]) -> None:
     config = None
     if not (Path(options.model) / "metrics.jsonl").exists():
         _, _, config = read_config("stockpot eval", [options.recipe, "--model", options.model])
+    go(options, config)
+
+
+def budget(words: list[str]) -> None:
+    """`stockpot budget`."""
+    from stockpot.report.budget import show as go
+
+    options = parse("stockpot budget", Budget, words)
+    config = None
+    if not (Path(options.model) / "metrics.jsonl").exists():
+        _, _, config = read_config("stockpot budget", [options.recipe, "--model", options.model])
     go(options, config)
 
 

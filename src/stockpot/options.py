@@ -89,6 +89,49 @@ class BenchOptions:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Accuracy against the budget of thinking tokens: full responses are stored once, their thinking cut, answered."""
+
+    model: Annotated[Positional[str], arg(metavar="RUN|MODEL")]
+    """A run folder, or a model folder or hub id."""
+    recipe: str = "countdown"
+    """For a model that is no run: the recipe, by name or .py file, whose task and room for a response are used."""
+    budgets: str = ""
+    """Thinking tokens allowed, with commas between; default powers of two from 8, and the room for a response."""
+    steps: str = "all"
+    """In a run: the checkpoints of these steps, with commas between; default all that are kept."""
+    how: str = "summariser"
+    """Who answers from cut thinking: summariser (a separate model, as in the paper), self (the policy closes its
+    own thinking), or both with a comma between."""
+    summariser: Annotated[str | None, arg(metavar="MODEL")] = None
+    """The separate model, of the policy's vocabulary; default the model that the run started from."""
+    samples: int | None = None
+    """Samples per prompt; default as in the run."""
+    prompts: int | None = None
+    """Held-out prompts; default as in the run."""
+    temperature: float | None = None
+    """Sampling temperature of the full responses; default as in the run's evaluation."""
+    top_p: float | None = None
+    """Nucleus sampling of the full responses; default as in the run's evaluation."""
+    answer_temperature: float | None = None
+    """Sampling temperature of the answers behind cut thinking; default that of the full responses."""
+    max_tokens: int | None = None
+    """Room for a full response, which no budget can exceed; default as in the run."""
+    answer_tokens: int = 32
+    """Room for an answer behind cut thinking."""
+    closing: str | None = None
+    """The words that close the thinking and begin the answer, such as </think>; default the task's."""
+    seed: int = 0
+    """Seed of the samples."""
+    store: Path | None = None
+    """Folder that keeps what is written, for later calls; default RUN/budgets, for a model runs/budgets-MODEL."""
+    json: Path | None = None
+    """Also write the result to this file."""
+    picture: Path | None = None
+    """Where to draw accuracy against budget; default budget.png in the store."""
+
+
+@dataclass(frozen=True)
 class CompareLosses:
     """Whose gradient points where the true one does, and how noisily, on what the run's history holds."""
 

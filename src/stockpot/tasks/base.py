@@ -16,6 +16,11 @@ class Task(ABC):
     step_words: ClassVar[tuple[str, ...]] = ()
     """Words that end a step of a response, for rules that cut there."""
 
+    @property
+    def closing(self) -> str:
+        """The words that close the thinking of a response and begin its answer; empty where there are no such."""
+        return ""
+
     @abstractmethod
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
         """All rows of a split, the same at every call. `prompt` is asked; the other columns go to the reward."""

@@ -53,6 +53,10 @@ class Countdown(EmbeddedTask):
         if self.train_prompts < 1 or self.test_prompts < 1:
             raise StockpotError("task.train_prompts and task.test_prompts must be at least 1.")
 
+    @property
+    def closing(self) -> str:
+        return "answer"
+
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
         problems = _problems(self.largest)
         if self.train_prompts + self.test_prompts > len(problems):
