@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipes",),
     ("report",),
     ("train", "soup_inference", "budgets", "traces"),
-    ("evaluate", "start", "heads", "compare", "plan"),
+    ("evaluate", "start", "heads", "compare", "plan", "pens"),
     ("engines",),
     ("config",),
     ("prompts", "shapes"),

@@ -15,6 +15,7 @@ from stockpot.options import (
     HistoryOptions,
     PlanOptions,
     Resume,
+    SftData,
     Show,
     parted,
 )
@@ -32,6 +33,7 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot history RUN [--parquet FILE]           what the run's store of rollouts holds
   stockpot compare-losses RUN [OPTIONS]           whose gradient is the true one's, on what the history holds
   stockpot sft [RECIPE] --out DIR [OPTIONS]       only the supervised start: a Hugging Face folder
+  stockpot sft-data [RECIPE] --out FILE [OPTIONS] traces of trial and error for it, from attempts and critiques
   stockpot bench STUDY [OPTIONS]                  the runs behind a table of claims, resumable
 
 A RECIPE is a name from stockpot.recipes ({recipes}) or a Python file that defines `recipe = Config(...)`.
@@ -74,6 +76,7 @@ def run(words: list[str]) -> int:
         "history": history,
         "compare-losses": compare_losses,
         "sft": sft,
+        "sft-data": sft_data,
         "bench": bench,
     }
     if not words or words[0] in ("-h", "--help", "help"):
@@ -193,6 +196,16 @@ def sft(words: list[str]) -> None:
     torch.set_num_threads(config.threads)
     teach(config.task, config.start, out, seed=config.seed, device=config.device)
     console.tell(f"the taught model is in {out}")
+
+
+def sft_data(words: list[str]) -> None:
+    """`stockpot sft-data`."""
+    from stockpot.report.traces import make
+
+    own, rest = parted(words, SftData)
+    options = parse("stockpot sft-data", SftData, own)
+    out, _, config = read_config("stockpot sft-data", rest)
+    make(options, config, out)
 
 
 def bench(words: list[str]) -> None:

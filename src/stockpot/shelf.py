@@ -64,7 +64,10 @@ class Shelf:
 
     def append(self, items: Sequence[Item]) -> None:
         """Add lines; they are on the disk when this returns. A key that is there already keeps what it has."""
-        new = {key: dict(line) for key, line in items if key not in self._lines}
+        new: dict[str, dict[str, Any]] = {}
+        for key, line in items:
+            if key not in self._lines:
+                new.setdefault(key, dict(line))
         self._write([{"key": key, **line} for key, line in new.items()])
         self._lines |= new
 

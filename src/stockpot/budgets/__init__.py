@@ -16,6 +16,6 @@ one, and two policies with equal weights give equal curves.
 
 from stockpot.budgets.measure import Setup, measure
 from stockpot.budgets.result import HOWS, Curve, How, Point, Scaling
-from stockpot.budgets.writing import Writer
+from stockpot.pens import Writer
 
 __all__ = ["HOWS", "Curve", "How", "Point", "Scaling", "Setup", "Writer", "measure"]

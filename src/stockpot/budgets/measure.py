@@ -14,10 +14,10 @@ import torch
 from stockpot import console
 from stockpot.budgets.result import Curve, How, Point, Scaling, accuracy, gain
 from stockpot.budgets.thinking import Closing
-from stockpot.budgets.writing import Desk, Pen, Writer, bar_teller, fingerprint
 from stockpot.config import Config
 from stockpot.evaluate import correct
 from stockpot.models import load_config, load_tokenizer, vocabulary_of
+from stockpot.pens import Desk, Pen, Writer, bar_teller, fingerprint
 from stockpot.prompts import load_prompts
 from stockpot.rewards.score import score
 from stockpot.seeds import derive

@@ -30,6 +30,14 @@ class Task(ABC):
         found = columns.get("demonstration", ())
         return [found][:count] if isinstance(found, str) else [str(text) for text in found or ()][:count]
 
+    def critique(self, columns: Mapping[str, Any], attempt: str, right: bool) -> str | None:
+        """What the task's own checker says of an attempt, for traces of trial and error; None where it cannot tell."""
+        return None
+
+    def merge(self, columns: Mapping[str, Any], attempts: Sequence[str], critiques: Sequence[str]) -> str | None:
+        """One response that tries, checks, tries again and answers as the last attempt does; None where it cannot."""
+        return None
+
     @abstractmethod
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """One number per completion. Total: whatever a policy writes gets a number, soon."""
