@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench",),
     ("recipes",),
     ("report",),
-    ("train", "soup_inference", "budgets", "traces"),
+    ("train", "soup_inference", "budgets", "traces", "sft"),
     ("evaluate", "start", "heads", "compare", "plan", "pens"),
     ("engines",),
     ("config",),

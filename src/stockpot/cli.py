@@ -15,6 +15,7 @@ from stockpot.options import (
     HistoryOptions,
     PlanOptions,
     Resume,
+    Sft,
     SftData,
     Show,
     parted,
@@ -180,21 +181,27 @@ def sft(words: list[str]) -> None:
     import torch
 
     from stockpot import console
+    from stockpot.sft import Course, learn
     from stockpot.start import teach
     from stockpot.tasks.base import EmbeddedTask
     from stockpot.types import StockpotError
 
-    out, _, config = read_config("stockpot sft", words)
+    own, rest = parted(words, Sft)
+    options = parse("stockpot sft", Sft, own)
+    out, _, config = read_config("stockpot sft", rest)
     if out is None:
         raise StockpotError("stockpot sft writes a model folder: name it with --out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StockpotError(f"{out} already holds something: name another folder with --out.")
-    if not isinstance(config.task, EmbeddedTask):
+    if options.data is not None:
+        learn(config, Course(options.data, options.epochs, options.pack, options.checkpoint), out)
+    elif isinstance(config.task, EmbeddedTask):
+        torch.set_num_threads(config.threads)
+        teach(config.task, config.start, out, seed=config.seed, device=config.device)
+    else:
         raise StockpotError(
-            f"{type(config.task).__name__} brings no demonstrations: only embedded tasks can be taught."
+            f"{type(config.task).__name__} brings no demonstrations: teach a file of them with --data FILE.jsonl."
         )
-    torch.set_num_threads(config.threads)
-    teach(config.task, config.start, out, seed=config.seed, device=config.device)
     console.tell(f"the taught model is in {out}")
 
 

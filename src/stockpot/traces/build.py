@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stockpot import checkpoints, console
+from stockpot.models import load_config, load_tokenizer
 from stockpot.pens import Desk, Writer, fingerprint
+from stockpot.prompts import load_prompts
 from stockpot.record import read_lines
 from stockpot.rewards.score import score_texts
 from stockpot.seeds import derive
@@ -88,7 +91,7 @@ def build(
     """All traces that could be made. `told` opens a bar: a title and a total in, what moves it on out."""
     counts = Counts()
     counts.add("prompts", len(prompts))
-    attempts = judge(task, prompts, attempted(prompts, plan, desk, counts, told), counts)
+    attempts = judge(task, prompts, attempted(task, prompts, plan, desk, counts, told), counts)
     chosen = choose(attempts, plan, counts)
     needed = {
         f"{prompt.key}/{a.source}/{a.sample}": (prompt, a)
@@ -105,7 +108,7 @@ def build(
 
 
 def attempted(
-    prompts: Sequence[Prompt], plan: Plan, desk: Desk, counts: Counts, told: Callable[[str, int], Teller]
+    task: Task, prompts: Sequence[Prompt], plan: Plan, desk: Desk, counts: Counts, told: Callable[[str, int], Teller]
 ) -> list[tuple[Prompt, str, str, int]]:
     """(prompt, text, source, sample) of every attempt, by source, each text at a prompt once."""
     found: list[tuple[Prompt, str, str, int]] = []
@@ -113,34 +116,44 @@ def attempted(
         if source.endswith(".jsonl"):
             found += from_file(Path(source), prompts, counts)
             continue
+        own, asked = theirs(task, source, prompts, plan, desk)
         requests = [
             (f"{p.key}:{derive(0, *p.tokens):014x}/{n}", Request(
                 p, key=derive(0, source, p.key, n), sampling=plan.sampling, max_tokens=plan.max_tokens
             ))
-            for p in prompts
+            for p in asked
             for n in range(plan.samples)
         ]  # fmt: skip
-        head: dict[str, Any] = {
-            "kind": "attempts",
-            "weights": fingerprint(source),
-            "sampling": repr(plan.sampling),
-            "source": source,
-        }
-        head |= {"max_tokens": plan.max_tokens, "seed": desk.seed}
-        pen = desk.pen(Writer(source, source, Author(source)))
+        head: dict[str, Any] = {"kind": "attempts", "weights": fingerprint(weights_of(source)), "source": source}
+        head |= {"sampling": repr(plan.sampling), "max_tokens": plan.max_tokens, "seed": desk.seed}
+        pen = own.pen(Writer(source, weights_of(source), Author(source)))
         written = pen.write("attempts", head, requests, told("attempts", len(requests)))
-        texts = desk.tokenizer.batch_decode([list(r.tokens) for r in written], skip_special_tokens=True)
+        texts = own.tokenizer.batch_decode([list(r.tokens) for r in written], skip_special_tokens=True)
         for place, (rollout, text) in enumerate(zip(written, texts, strict=True)):
             if rollout.finish == "length":
                 counts.add("attempts out of room")
             else:
-                found.append((rollout.prompt, text, source, place % plan.samples))
+                found.append((prompts[place // plan.samples], text, source, place % plan.samples))
     counts.add("attempts", len(found) + counts.counted["attempts out of room"])
     seen: dict[tuple[str, str], tuple[Prompt, str, str, int]] = {}
     for attempt in found:
         seen.setdefault((attempt[0].key, " ".join(attempt[1].split())), attempt)
     counts.add("attempts made twice", len(found) - len(seen))
     return list(seen.values())
+
+
+def weights_of(source: str) -> str:
+    """A model's folder or hub id; of a run its newest whole checkpoint."""
+    run = Path(source) / "checkpoints"
+    return str(checkpoints.find(run, None, console.tell).folder) if run.is_dir() else source
+
+
+def theirs(task: Task, source: str, prompts: Sequence[Prompt], plan: Plan, desk: Desk) -> tuple[Desk, list[Prompt]]:
+    """Desk and prompts in the tokens of a source: models of several vocabularies may attempt the same prompts."""
+    tokenizer = load_tokenizer(weights_of(source))
+    context = getattr(load_config(weights_of(source)).get_text_config(), "max_position_embeddings", 0) or 0
+    asked = load_prompts(task, "train", tokenizer, context=context, max_tokens=plan.max_tokens)[: len(prompts)]
+    return replace(desk, tokenizer=tokenizer), asked
 
 
 def from_file(path: Path, prompts: Sequence[Prompt], counts: Counts) -> list[tuple[Prompt, str, str, int]]:
