@@ -72,10 +72,10 @@ def learn(config: Config, course: Course, folder: Path) -> dict[str, Any]:
         policy.restore(last.folder)
         losses = json.loads((last.folder / LOSSES).read_text())
     checkpoints.rewind(work / "checkpoints", begin)
+    _mark(work, conditions)
 
     def save(to: Path) -> None:
         policy.save(to)
-        tokenizer.save_pretrained(to)
         (to / LOSSES).write_text(json.dumps(losses))
 
     with console.bar("teaching", steps, done=begin) as bar:
@@ -96,18 +96,18 @@ def learn(config: Config, course: Course, folder: Path) -> dict[str, Any]:
 LOSSES = "losses.json"
 
 
-def _model(config: Config, weights: str | None) -> tuple[Any, Any]:
-    """Model and tokenizer: those of a checkpoint, those asked for, or the embedded task's own, made by the seed."""
+def _model(config: Config, checkpoint: str | None) -> tuple[Any, Any]:
+    """Model and tokenizer: those asked for, or the embedded task's own, made by the seed; weights of a checkpoint."""
     device = pick_device(config.device)
-    if weights or config.model:
-        name = weights or config.model
-        return load_model(name, device), load_tokenizer(name)
+    if config.model:
+        return load_model(checkpoint or config.model, device), load_tokenizer(config.model)
+    assert isinstance(config.task, EmbeddedTask)
+    if checkpoint:
+        return load_model(checkpoint, device), config.task.tokenizer()
     from transformers import AutoModelForCausalLM
 
-    assert isinstance(config.task, EmbeddedTask)
     torch.manual_seed(config.seed)
-    model = AutoModelForCausalLM.from_config(config.task.model_config()).to(device)
-    return model, config.task.tokenizer()
+    return AutoModelForCausalLM.from_config(config.task.model_config()).to(device), config.task.tokenizer()
 
 
 def _conditions(config: Config, course: Course) -> dict[str, Any]:
@@ -124,13 +124,20 @@ def _conditions(config: Config, course: Course) -> dict[str, Any]:
 def _same(work: Path, conditions: dict[str, Any]) -> None:
     """Refuse to go on with work that was begun under other conditions."""
     marker = work / "conditions.json"
-    if not work.exists():
-        work.mkdir(parents=True)
     if marker.exists() and json.loads(marker.read_text()) != json.loads(json.dumps(conditions)):
         raise StockpotError(
             f"{work} holds an unfinished start with other data or options: begin it again with those, or remove it."
         )
-    write_whole(marker, json.dumps(conditions))
+
+
+def _mark(work: Path, conditions: dict[str, Any]) -> None:
+    """Note the conditions, now that nothing was found wrong with them."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        write_whole(work / "conditions.json", json.dumps(conditions))
+    except OSError as error:
+        why = error.strerror or error
+        raise StockpotError(f"cannot write into {work} ({why}): name another folder with --out.") from error
 
 
 def load_examples(path: Path, tokenizer: Any, context: int) -> tuple[list[Rollout], Counter[str]]:

@@ -24,6 +24,7 @@ from stockpot.shelf import Shelf
 from stockpot.tasks.base import EmbeddedTask, Task
 from stockpot.traces import Counts, Endpoint, Limits, Plan, build
 from stockpot.traces.asking import Asked, OfTask, Plain
+from stockpot.traces.build import weights_of
 from stockpot.traces.minds import LocalModel, Mind
 from stockpot.types import Sampling, StockpotError
 
@@ -58,7 +59,7 @@ def tokenizer_of(config: Config, plan: Plan) -> object:
     """The tokenizer of the models that attempt, or of the recipe's model, or the embedded task's."""
     models = [source for source in plan.sources if not source.endswith(".jsonl")]
     if models or config.model:
-        return load_tokenizer(models[0] if models else config.model)
+        return load_tokenizer(weights_of(models[0]) if models else config.model)
     if isinstance(config.task, EmbeddedTask):
         return config.task.tokenizer()
     raise StockpotError(

@@ -39,7 +39,8 @@ class Limits:
     calls: int = 0
     """Calls that may be made in all, those of earlier runs on the same store included; 0 is no limit."""
     tokens: int = 0
-    """Tokens that may be used in all, as the endpoint counts them; 0 is no limit."""
+    """Tokens that may be used in all, as the endpoint counts them; 0 is no limit. The calls that run when it is
+    reached may carry it over."""
     patience: int = 20
     """Calls in a row that may fail before nothing more is asked."""
     parallel: int = 4
@@ -78,7 +79,9 @@ class Endpoint:
         self._lock = threading.Lock()
         self._calls = sum(line["calls"] for line in map(shelf.__getitem__, shelf))
         self._tokens = sum(line["tokens"] for line in map(shelf.__getitem__, shelf))
-        self._begun = self._in_a_row = 0
+        self._begun = self._in_a_row = self._largest = 0
+        here = urlparse(url).hostname in ("localhost", "127.0.0.1", "::1")  # no proxy leads back to this machine
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
 
     def ask(self, questions: Sequence[Question], told: Callable[[int], None] = lambda count: None) -> dict[str, str]:
         """The answers that could be had, by the questions' names."""
@@ -128,7 +131,7 @@ class Endpoint:
                 return "gave up on the endpoint"
             if self.limits.calls and self._calls + self._begun >= self.limits.calls:
                 return "budget of calls"
-            if self.limits.tokens and self._tokens >= self.limits.tokens:
+            if self.limits.tokens and self._tokens + self._begun * self._largest >= self.limits.tokens:
                 return "budget of tokens"
             self._begun += 1
             return ""
@@ -139,6 +142,7 @@ class Endpoint:
             self._begun -= 1
             self._calls += 1
             self._tokens += line["tokens"]
+            self._largest = max(self._largest, line["tokens"])
             self._in_a_row = 0 if "text" in line else self._in_a_row + 1
             if "why" in line:
                 self.failures[f"tries: {line['why']}"] += 1
@@ -150,7 +154,7 @@ class Endpoint:
         request = urllib.request.Request(f"{self.url}/chat/completions", body.encode(), headers)
         ends = time.monotonic() + self.limits.timeout
         try:
-            with urllib.request.urlopen(request, timeout=self.limits.timeout) as reply:
+            with self._opener.open(request, timeout=self.limits.timeout) as reply:
                 told = b""
                 while part := reply.read1(65536):
                     told += part
