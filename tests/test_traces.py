@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from runs import Told, snapshot, stockpot
+from runs import TINY, Told, snapshot, stockpot
 from stockpot.shelf import Shelf
 from stockpot.tasks import Countdown
 from stockpot.tasks.countdown import attempts, expression, result, right
@@ -221,9 +221,9 @@ def file_of_attempts(path: Path, prompts: int = 6) -> Path:
     return path
 
 
-def made(out: Path, *words: object) -> tuple[list[dict[str, Any]], dict[str, int], Told]:
+def made(out: Path, *words: object, recipe: object = "countdown") -> tuple[list[dict[str, Any]], dict[str, int], Told]:
     """Lines of the file and the counts that were told."""
-    told = stockpot("sft-data", "--out", out, "--prompts", 6, *words)
+    told = stockpot("sft-data", recipe, "--out", out, "--prompts", 6, *words)
     assert told.code == 0, told.err
     counts = {m[1].strip(): int(m[2]) for line in told.out.splitlines() if (m := re.match(r"(.*\D) +(\d+) *$", line))}
     return [json.loads(line) for line in out.read_text().splitlines()], counts, told
@@ -259,19 +259,18 @@ def test_attempts_of_models_are_kept_and_not_made_again(
     finished: Path, started: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run's newest checkpoint and a model attempt; the second call loads nothing and writes the same."""
-    words = ("--attempts", f"{finished},{started}", "--samples", 8, "--max-tokens", 32, "--store", tmp_path / "s")
-    _, counts, _ = made(tmp_path / "a.jsonl", *words)
+    words = ("--attempts", f"{finished},{started}", "--samples", 8, "--store", tmp_path / "s", "--traces", 3)
+    words = (*words, "--critic", "plain", "--writer", "plain")
+    lines, counts, _ = made(tmp_path / "a.jsonl", *words, recipe=TINY)
     assert counts["attempts"] == 6 * 2 * 8
-    assert (
-        counts["attempts right"]
-        + counts["attempts wrong"]
-        + counts["attempts out of room"]
-        + counts["attempts made twice"]
-        == counts["attempts"]
-    )
+    ways = ("attempts right", "attempts wrong", "attempts out of room", "attempts made twice")
+    assert sum(counts.get(way, 0) for way in ways) == counts["attempts"]
+    assert counts["traces"] == len(lines) > 3 and counts["traces judged wrong"] > 0, "the tiny judge likes even numbers"
+    assert all(len(line["completion"].split()) % 2 == 0 for line in lines)
+    assert {part["source"] for line in lines for part in line["sources"]["attempts"]} == {str(finished), started}
     before = snapshot(tmp_path / "s")
     monkeypatch.delattr("stockpot.pens.load_model")
-    made(tmp_path / "b.jsonl", *words)
+    made(tmp_path / "b.jsonl", *words, recipe=TINY)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert snapshot(tmp_path / "s") == before
 

@@ -20,7 +20,7 @@ from stockpot.options import (
     Show,
     parted,
 )
-from stockpot.reading import members, new_folder, parse, read_config, recipe_names, refuse
+from stockpot.reading import members, new_folder, parse, read_both, read_config, recipe_names, refuse
 
 HELP = """\
 stockpot: reinforcement learning for language models from what their own past policies wrote.
@@ -186,9 +186,7 @@ def sft(words: list[str]) -> None:
     from stockpot.tasks.base import EmbeddedTask
     from stockpot.types import StockpotError
 
-    own, rest = parted(words, Sft)
-    options = parse("stockpot sft", Sft, own)
-    out, _, config = read_config("stockpot sft", rest)
+    options, out, config = read_both("stockpot sft", Sft, words)
     if out is None:
         raise StockpotError("stockpot sft writes a model folder: name it with --out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -209,9 +207,7 @@ def sft_data(words: list[str]) -> None:
     """`stockpot sft-data`."""
     from stockpot.report.traces import make
 
-    own, rest = parted(words, SftData)
-    options = parse("stockpot sft-data", SftData, own)
-    out, _, config = read_config("stockpot sft-data", rest)
+    options, out, config = read_both("stockpot sft-data", SftData, words)
     make(options, config, out)
 
 

@@ -189,9 +189,12 @@ def judge(
     """The attempts at each prompt, judged."""
     rewards, unjudged = score_texts([a[0] for a in attempts], [a[1] for a in attempts], task.reward)
     counts.add("attempts not judged, counted as wrong", unjudged)
+    counts.add("attempts right", sum(reward > 0.5 for reward in rewards))
+    counts.add("attempts wrong", sum(reward <= 0.5 for reward in rewards))
     found: dict[str, tuple[Prompt, list[Judged]]] = {p.key: (p, []) for p in prompts}
+    if len(found) < len(prompts):
+        raise StockpotError("two prompts of the task have the same id: give each row its own.")
     for (prompt, text, source, sample), reward in zip(attempts, rewards, strict=True):
-        counts.add("attempts right" if reward > 0.5 else "attempts wrong")
         found[prompt.key][1].append(Judged(text, reward > 0.5, source, sample))
     return found
 
@@ -204,8 +207,7 @@ def choose(
     for key, (prompt, some) in attempts.items():
         rng = random.Random(f"{plan.seed}/{key}")
         right, wrong = [a for a in some if a.right], [a for a in some if not a.right]
-        if not right:
-            counts.add("prompts without a right attempt")
+        counts.add("prompts without a right attempt", int(not right))
         for last in rng.sample(right, min(plan.traces, len(right))):
             before = rng.sample(wrong, min(rng.randint(0, plan.wrong), len(wrong)))
             chosen.append((prompt, (*before, last)))
@@ -237,14 +239,12 @@ def verified(task: Task, parts: Mapping[str, Parts], written: Mapping[str, Told]
     rewards, unjudged = score_texts([parts[name].prompt for name in names], texts, task.reward)
     counts.add("traces not judged, counted as wrong", unjudged)
     kept: dict[tuple[str, str], Trace] = {}
+    counts.add("traces judged wrong", sum(reward <= 0.5 for reward in rewards))
     for name, text, reward in zip(names, texts, rewards, strict=True):
         key = parts[name].prompt.key, " ".join(text.split())
-        if reward <= 0.5:
-            counts.add("traces judged wrong")
-        elif key in kept:
-            counts.add("traces made twice")
-        else:
+        if reward > 0.5 and key not in kept:
             kept[key] = Trace(parts[name].prompt, text, parts[name], written[name].by, reward)
+    counts.add("traces made twice", sum(reward > 0.5 for reward in rewards) - len(kept))
     counts.add("traces", len(kept))
     counts.add("traces with a wrong attempt", sum(len(trace.parts.attempts) > 1 for trace in kept.values()))
     return list(kept.values())
