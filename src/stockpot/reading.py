@@ -47,13 +47,13 @@ def read_config(prog: str, words: list[str]) -> tuple[Path | None, str, Any]:
 
 
 def read_both(prog: str, kind: Any, words: list[str]) -> tuple[Any, Path | None, Any]:
-    """(a command's own options, --out, the config) of a command that takes both; help is of the one and the other."""
+    """(a command's own options, --out, the config) of a command that takes both; help is of both."""
     from stockpot.options import parted
 
     if {"-h", "--help"} & set(words):
         with contextlib.suppress(SystemExit):
-            parse(prog, kind, ["--help"])
-        read_config(prog, words)
+            read_config(prog, words)
+        parse(prog, kind, ["--help"])
     own, rest = parted(words, kind)
     options = parse(prog, kind, own)
     out, _, config = read_config(prog, rest)

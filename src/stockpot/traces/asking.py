@@ -115,13 +115,16 @@ class Plain:
         return {name: Told(words[attempt.right], "plain") for name, (_, attempt) in named.items()}
 
     def merge(self, named: Mapping[str, Parts], told: Callable[[int], None]) -> dict[str, Told]:
-        """Attempts and critiques one after the other; a task that closes its thinking gets the right one once more."""
+        """Attempts and critiques one after the other, then the right answer. A task that closes its thinking has it
+        closed once, before that answer."""
         told(len(named))
         made = {}
         for name, parts in named.items():
-            pieces = [text for a, c in zip(parts.attempts, parts.critiques, strict=True) for text in (a.text, c.text)]
-            closing = self.task.closing
-            pieces += [f"{closing}\n\n{parts.attempts[-1].text}"] if closing else [parts.attempts[-1].text]
+            closing, answer = self.task.closing, parts.attempts[-1].text
+            pieces: list[str] = []
+            for attempt, critique in zip(parts.attempts, parts.critiques, strict=True):
+                pieces += [attempt.text.replace(closing, "") if closing else attempt.text, critique.text]
+            pieces += [closing, answer.rpartition(closing)[2]] if closing else [answer]
             made[name] = Told("\n\n".join(piece.strip() for piece in pieces), "plain")
         return made
 
