@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from stockpot.console import tell
 from stockpot.tasks.base import Split, Task
@@ -66,7 +66,10 @@ def step_ends(task: Task, tokenizer: Any) -> frozenset[int]:
     return frozenset(one[0] for one in ids if len(one) == 1)
 
 
-def pick(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
+T = TypeVar("T")
+
+
+def pick(prompts: Sequence[T], step: int, count: int, seed: int) -> list[T]:
     """The prompts of a step: the dataset shuffled anew each time round, and no state but the step's number."""
     chosen = []
     for place in range(step * count, (step + 1) * count):

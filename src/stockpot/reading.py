@@ -46,6 +46,20 @@ def read_config(prog: str, words: list[str]) -> tuple[Path | None, str, Any]:
     return None if out is None else Path(out), name, parse(prog, type(config), rest, default)
 
 
+def read_both(prog: str, kind: Any, words: list[str]) -> tuple[Any, Path | None, Any]:
+    """(a command's own options, --out, the config) of a command that takes both; help is of both."""
+    from stockpot.options import parted
+
+    if {"-h", "--help"} & set(words):
+        with contextlib.suppress(SystemExit):
+            read_config(prog, words)
+        parse(prog, kind, ["--help"])
+    own, rest = parted(words, kind)
+    options = parse(prog, kind, own)
+    out, _, config = read_config(prog, rest)
+    return options, out, config
+
+
 def parse(prog: str, kind: Any, words: list[str], default: Any = None) -> Any:
     """tyro, with its complaints put into one line."""
     import tyro
