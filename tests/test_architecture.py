@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("fused",),
     ("diagnostics",),
-    ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring"),
+    ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring", "selection", "written"),
     ("ops", "seeds"),
     ("types",),
 )

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, TOPR, Algorithm, ExGRPO
 from stockpot.policy import Learner
-from stockpot.prefixes import FromCheckpoints, FromHistory, PrefixRule
+from stockpot.prefixes import FromCheckpoints, FromHistory, PrefixRule, StoredRule
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.rewards.penalties import Penalties
+from stockpot.selection import Select
 from stockpot.tasks.base import EmbeddedTask, Task
 from stockpot.tasks.countdown import Countdown
 from stockpot.types import Sampling, StockpotError
@@ -79,6 +80,10 @@ class Config:
     """The distribution that rollouts are drawn from, and at which log-probs, ratios and entropy are taken."""
     penalties: Penalties = Penalties()
     """What is taken off the rewards of training: repetition, responses out of room, garbled text."""
+    select: Select = Select()
+    """Which of a step's rollouts are trained on, and whether groups that teach nothing make way for others."""
+    only: str = ""
+    """Train on the prompts that this file names, and no others: what `stockpot select` wrote. Empty: on all."""
     evaluation: Evaluation = Evaluation()
     """Held-out measurement."""
     steps: int = 100
@@ -126,6 +131,16 @@ class Config:
             raise StockpotError(
                 f"{type(self.algorithm).__name__} compares the rollouts of a group: group_size must be at least 2 "
                 "(or use --algorithm reinforce --algorithm.no-baseline)."
+            )
+        self.select.check(self.group_size)
+        if self.select.size == 1 and self.select.advantages == "subset":
+            raise StockpotError(
+                "select.advantages is subset, but a subset of one has nothing to compare with: use all."
+            )
+        if self.select.refill and isinstance(self.prefixes, StoredRule) and self.prefixes.invites:
+            raise StockpotError(
+                f"select.refill asks further prompts, but {type(self.prefixes).__name__} chooses the prompts itself: "
+                "set select.refill to 0 or take other prefixes."
             )
         if self.prompts_per_step % self.updates_per_step:
             raise StockpotError("prompts_per_step must be a multiple of updates_per_step: groups are not split.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from stockpot.config import Evaluation
 from stockpot.engines.base import Engine
 from stockpot.passk import Estimate, bootstrap, mean_pass_at_k
 from stockpot.rewards.score import RewardFunction, score
+from stockpot.tasks.base import Task
 from stockpot.types import Prompt, Request, Rollout
 
 
@@ -27,6 +29,8 @@ class Result:
     unjudged: int
     """Responses that the reward function could not judge, counted as wrong."""
     rollouts: tuple[Rollout, ...]
+    observed: dict[str, float] = field(default_factory=dict)
+    """What the task has to say about its responses."""
 
     def metrics(self) -> dict[str, float]:
         """As a line of metrics.jsonl has them."""
@@ -39,11 +43,19 @@ class Result:
             "test/length": self.length,
             "test/truncated": self.truncated,
             "test/unjudged": float(self.unjudged),
+            **self.observed,
         }
 
 
 def evaluate(
-    engine: Engine, prompts: Sequence[Prompt], reward: RewardFunction, how: Evaluation, *, max_tokens: int, seed: int
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    reward: RewardFunction,
+    how: Evaluation,
+    *,
+    max_tokens: int,
+    seed: int,
+    task: Task | None = None,
 ) -> Result:
     """Sample every prompt, judge, count. A response is right when its reward is above 0.5."""
     prompts = prompts[: how.prompts]
@@ -64,7 +76,20 @@ def evaluate(
         truncated=sum(r.finish == "length" for r in rollouts) / len(rollouts),
         unjudged=unjudged,
         rollouts=tuple(rollouts),
+        observed={} if task is None else observe(rollouts, task, engine.tokenizer, "test"),
     )
+
+
+def observe(rollouts: Sequence[Rollout], task: Task, tokenizer: Any, where: str) -> dict[str, float]:
+    """What the task has to say about rollouts that have their rewards, as metrics named `where`/...
+
+    A task that says nothing costs nothing: no text is made for it.
+    """
+    if not rollouts or type(task).observe is Task.observe:
+        return {}
+    texts = tokenizer.batch_decode([list(r.tokens) for r in rollouts], skip_special_tokens=True)
+    told = task.observe(texts, [r.reward or 0.0 for r in rollouts])
+    return {f"{where}/{name}": float(value) for name, value in told.items()}
 
 
 def correct(rollouts: Sequence[Rollout], samples: int) -> list[int]:

@@ -43,7 +43,8 @@ def evaluate(options: Eval, config: Config | None) -> None:
     test = prompts.load_prompts(
         config.task, "test", engine.tokenizer, context=engine.context, max_tokens=config.max_tokens
     )
-    result = measure(engine, test, config.task.reward, how, max_tokens=config.max_tokens, seed=options.seed)
+    room, task = config.max_tokens, config.task
+    result = measure(engine, test, task.reward, how, max_tokens=room, seed=options.seed, task=task)
     Console(highlight=False).print(table(result, weights, how, min(how.prompts, len(test))))
     if options.json is not None:
         write_whole(options.json, json.dumps({"model": weights, **result.metrics()}, indent=1) + "\n")
@@ -67,4 +68,6 @@ def table(result: Result, name: str, how: Evaluation, prompts_used: int) -> Tabl
     made.add_row("length", f"{result.length:.1f}")
     made.add_row("truncated", f"{result.truncated:.3f}")
     made.add_row("not judged", str(result.unjudged))
+    for label, value in result.observed.items():
+        made.add_row(label.rpartition("/")[2], f"{value:.3f}")
     return made

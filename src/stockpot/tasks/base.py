@@ -25,6 +25,10 @@ class Task(ABC):
         found = columns.get("demonstration", ())
         return [found][:count] if isinstance(found, str) else [str(text) for text in found or ()][:count]
 
+    def observe(self, completions: Sequence[Any], rewards: Sequence[float]) -> dict[str, float]:
+        """Further figures of these completions, means over them: what the task alone can tell of a response."""
+        return {}
+
     @abstractmethod
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """One number per completion. Total: whatever a policy writes gets a number, soon."""
