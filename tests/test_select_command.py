@@ -66,18 +66,15 @@ def test_the_interval_holds_what_is_likely_and_no_more() -> None:
 
 
 def test_prompts_never_solved_are_kept_only_when_asked_for(started: str, tmp_path: Path) -> None:
-    """At a temperature near nothing all four samples are the same: a prompt is solved always or never."""
-    words = ("select", started, TINY, *WORDS, "--sampling.temperature", 0.001, "--out", tmp_path / "kept.jsonl")
-    told = stockpot(*words, "--high", 0.9)
-    assert told.code == 2 and told.complaints == [
-        line for line in told.complaints if line.startswith("stockpot: no prompt of 8 is kept (")
-    ] and len(told.complaints) == 1, told.err  # fmt: skip
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl.counts"], "no file"
-    solved = [row["correct"] for row in lines(tmp_path / "kept.jsonl.counts")[1:]]
-    assert set(solved) <= {0, 4} and 0 in solved
-    told = stockpot(*words, "--high", 0.9, "--keep-zero")
-    assert told.code == 0 and "8 prompts were counted before" in told.err, "nothing is sampled again"
-    assert [row["correct"] for row in lines(tmp_path / "kept.jsonl")] == [0] * solved.count(0)
+    """Countdown itself is beyond a model taught for 20 steps. A selection of nothing leaves no file."""
+    words = ("select", started, "countdown", *WORDS, "--task.train-prompts", 4, "--out", tmp_path / "kept.jsonl")
+    told = stockpot(*words)
+    assert told.code == 2 and len(told.complaints) == 1 and not told.out
+    assert told.complaints[0].startswith("stockpot: no prompt of 4 is kept (4 never solved, 0 solved in more than 0.3)")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl.counts"]
+    told = stockpot(*words, "--keep-zero")
+    assert told.code == 0 and "4 prompts were counted before" in told.err, "nothing is sampled again"
+    assert [(row["correct"], row["pass_low"]) for row in lines(tmp_path / "kept.jsonl")] == [(0, 0.0)] * 4
 
 
 MOMENTS = {

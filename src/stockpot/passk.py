@@ -90,7 +90,8 @@ def wilson(samples: int, correct: int) -> Estimate:
     share, z = correct / samples, 1.959964
     spread = z * math.sqrt(share * (1 - share) / samples + (z / (2 * samples)) ** 2)
     middle, scale = share + z * z / (2 * samples), 1 + z * z / samples
-    return Estimate(share, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale))
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return Estimate(share, min(share, max(0.0, low)), max(share, min(1.0, high)))  # rounding, at shares of 0 and 1
 
 
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

@@ -205,8 +205,13 @@ class Plan:
             decoded=rollouts * mean - saved,
             saved=saved,
             prefilled=config.prompts_per_step * self.mean_prompt + continued * (self.mean_prompt + prefix),
-            learned=rollouts * mean - (saved if trained else 0),
+            learned=(rollouts * mean - (saved if trained else 0)) * self.selected,
         )
+
+    @property
+    def selected(self) -> float:
+        """Share of the rollouts that the update sees. What `select.refill` adds to sampling is not foreseen."""
+        return self.config.select.of(self.config.group_size) / self.config.group_size
 
     @property
     def mean_prompt(self) -> int:
@@ -229,8 +234,10 @@ class Plan:
         scored = 1 + config.kl.in_advantage if config.kl.active else 0
         passes = 3 + config.learner.gradient_checkpointing + scored
         chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
-        learn = tokens.rollouts * (
-            passes * forward(self.mean_prompt + response) + (3 + chunked + scored) * head * response
+        learn = (
+            tokens.rollouts
+            * self.selected
+            * (passes * forward(self.mean_prompt + response) + (3 + chunked + scored) * head * response)
         )
         return Operations(decode, prefill, learn)
 
