@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("critic",),
     ("fused", "moments", "sandbox"),
     ("diagnostics",),
-    ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring"),
+    ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring", "selection", "written"),
     ("calling", "ops", "seeds"),
     ("types",),
 )

@@ -24,7 +24,7 @@ from stockpot.report import rollouts as shown
 
 GOLDEN = Path(__file__).with_name("golden")
 COMMANDS = (
-    "train", "plan", "resume", "eval", "grade", "budget", "show", "history", "compare-losses", "bench", "sft",
+    "train", "plan", "resume", "eval", "grade", "budget", "show", "history", "compare-losses", "bench", "select", "sft",
     "sft-data",
 )  # fmt: skip
 PICTURE = b"\x89PNG\r\n\x1a\n"

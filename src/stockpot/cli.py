@@ -16,6 +16,7 @@ from stockpot.options import (
     HistoryOptions,
     PlanOptions,
     Resume,
+    SelectOptions,
     Sft,
     SftData,
     Show,
@@ -36,6 +37,7 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
   stockpot history RUN [--parquet FILE]           what the run's store of rollouts holds
   stockpot compare-losses RUN [OPTIONS]           whose gradient is the true one's, on what the history holds
+  stockpot select RUN|MODEL [RECIPE] --out FILE   the training prompts that it solves now and then, as a file
   stockpot sft [RECIPE] --out DIR [OPTIONS]       only the supervised start: a Hugging Face folder
   stockpot sft-data [RECIPE] --out FILE [OPTIONS] traces of trial and error for it, from attempts and critiques
   stockpot bench STUDY [OPTIONS]                  the runs behind a table of claims, resumable
@@ -80,6 +82,7 @@ def run(words: list[str]) -> int:
         "show": show,
         "history": history,
         "compare-losses": compare_losses,
+        "select": select,
         "sft": sft,
         "sft-data": sft_data,
         "bench": bench,
@@ -190,6 +193,24 @@ def compare_losses(words: list[str]) -> None:
     from stockpot.report.compare import show as go
 
     go(parse("stockpot compare-losses", CompareLosses, words), members("algorithm"))
+
+
+def select(words: list[str]) -> None:
+    """`stockpot select`."""
+    from stockpot.config import from_json
+    from stockpot.record import Run
+    from stockpot.report.select import select as go
+    from stockpot.types import StockpotError
+
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    own, rest = parted(words[first:], SelectOptions)
+    options = parse("stockpot select", SelectOptions, [*words[:first], *own])
+    run = Run.open(Path(options.policy)) if (Path(options.policy) / "metrics.jsonl").exists() else None
+    if run is not None and options.recipe:
+        raise StockpotError(f"{options.policy} is a run and has a recipe of its own: leave {options.recipe} out.")
+    given = rest if run else [options.recipe or "countdown", *rest, "--model", options.policy]
+    _, _, config = read_config("stockpot select", given, from_json(run.config) if run else None)
+    go(options, config, run)
 
 
 def sft(words: list[str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stockpot import scoring
+from stockpot.algorithms import SPO
 from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
 from stockpot.plan.base import (
@@ -224,8 +225,13 @@ class Plan:
             decoded=rollouts * mean - saved,
             saved=saved,
             prefilled=config.prompts_per_step * self.mean_prompt + continued * (self.mean_prompt + prefix),
-            learned=rollouts * mean - (saved if trained else 0),
+            learned=(rollouts * mean - (saved if trained else 0)) * self.selected,
         )
+
+    @property
+    def selected(self) -> float:
+        """Share of the rollouts that the update sees. What `select.refill` adds to sampling is not foreseen."""
+        return self.config.select.of(self.config.group_size) / self.config.group_size
 
     @property
     def mean_prompt(self) -> int:
@@ -250,7 +256,11 @@ class Plan:
         passes = taught + scored + bool(self.critic) + taught * (self.critic == "separate")
         chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
         heads = (3 + chunked) * config.epochs + scored
-        learn = tokens.rollouts * (passes * forward(self.mean_prompt + response) + heads * head * response)
+        learned = tokens.rollouts * self.selected
+        learn = learned * (passes * forward(self.mean_prompt + response) + heads * head * response)
+        if isinstance(config.algorithm, SPO):  # whose reference reads all of each group
+            left = tokens.rollouts - learned
+            learn += left * (forward(self.mean_prompt + response) + head * response)
         return Operations(decode, prefill, learn)
 
 

@@ -42,6 +42,10 @@ class Task(ABC):
         """One response that tries, checks, tries again and answers as the last attempt does; None where it cannot."""
         return None
 
+    def observe(self, completions: Sequence[Any], rewards: Sequence[float]) -> dict[str, float]:
+        """Further figures of these completions, means over them: what the task alone can tell of a response."""
+        return {}
+
     @abstractmethod
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         """One number per completion. Total: whatever a policy writes gets a number, soon."""

@@ -78,6 +78,17 @@ class Countdown(EmbeddedTask):
             for completion, numbers, target in zip(completions, columns["numbers"], columns["target"], strict=True)
         ]
 
+    def observe(self, completions: Sequence[Any], rewards: Sequence[float]) -> dict[str, float]:
+        """How a response tries: its attempts, whether it rejects one, and whether it is right after that."""
+        count = max(len(completions), 1)
+        words = [completion.split() for completion in completions]
+        rejects = ["no" in found for found in words]
+        return {
+            "attempts": sum(found.count("vs") for found in words) / count,
+            "rejected": sum(rejects) / count,
+            "recovered": sum(no and reward > 0.5 for no, reward in zip(rejects, rewards, strict=True)) / count,
+        }
+
     def tokenizer(self) -> Any:
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
