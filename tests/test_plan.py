@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from runs import stockpot
 from stockpot import batching, models, reading
-from stockpot.algorithms import GRPO, RLOO
+from stockpot.algorithms import GRPO, RLOO, SPO
 from stockpot.config import Config, Evaluation, load_recipe
 from stockpot.engines.local import LocalEngine
 from stockpot.models import load_model
@@ -223,6 +223,23 @@ def test_every_recipe_has_a_plan(name: str) -> None:
     if config.model:
         assert f"{PARAMETERS[config.model]:,} parameters" in told.out
         assert config.max_tokens + 1024 <= PUBLISHED[config.model]["max_position_embeddings"]
+
+
+def test_spos_reference_reads_what_is_left_out_too() -> None:
+    """A pass over all that was sampled, and for a Q0 of the group one by the policy; the update sees the part."""
+    plain = Config(algorithm=RLOO(), prefixes=NoPrefixes(), max_tokens=32)
+    shape = shape_of("Qwen/Qwen3-4B-Base")
+
+    def learn(**changes: Any) -> float:
+        return Plan(replace(plain, **changes), shape, "h100").operations().learn
+
+    bare, part = learn(), Select(2, "random")
+    one_pass = learn(kl=KL(0.1)) - bare
+    assert learn(select=part) == pytest.approx(bare / 4)
+    for q0, passes in (("reference", 1), ("online", 1), ("group", 2)):
+        assert learn(algorithm=SPO(q0=q0)) == pytest.approx(bare + passes * one_pass)
+        assert learn(algorithm=SPO(q0=q0), select=part) == pytest.approx(bare / 4 + passes * one_pass)
+    assert learn(kl=KL(0.1), select=part) == pytest.approx((bare + one_pass) / 4)
 
 
 SOUPS = {"qwen2_5_math_1_5b": "h100", "qwen2_5_math_7b": "b200", "qwen3_4b": "h200"}

@@ -15,17 +15,21 @@ from typing import Any
 import pytest
 
 from runs import assert_same_bits, metrics, stockpot
-from stockpot.algorithms import RLOO
+from stockpot.algorithms import PPO, RLOO, SPO
+from stockpot.algorithms.base import CriticOptions
 from stockpot.config import Config
-from stockpot.history import History
+from stockpot.engines.base import Lesson
+from stockpot.engines.local import LocalEngine
+from stockpot.history import History, fingerprint
 from stockpot.models import load_tokenizer
-from stockpot.prefixes import Experience, FromHistory
+from stockpot.prefixes import Experience, FromHistory, Offline
 from stockpot.prompts import further, load_prompts, only, pick
 from stockpot.regularizers import KL
 from stockpot.selection import Select, flat
 from stockpot.tasks import Countdown
 from stockpot.train import train
 from stockpot.types import Author, Group, Prompt, Rollout, Span, StockpotError
+from stockpot.written import Written
 from test_loop import documented, short, stored
 from test_resume import live
 from tiny import Chatter
@@ -114,6 +118,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"select": Select(3, "random"), "group_size": 8}, "group_size is 8, no multiple of select.size 3"),
     ({"select": Select(1, "random", "subset")}, "a subset of one has nothing to compare with"),
     ({"select": Select(refill=1), "prefixes": Experience()}, "Experience chooses the prompts itself"),
+    ({"select": Select(refill=1), "algorithm": SPO()}, "SPO learns from them: set select.refill to 0"),
+    ({"select": Select(refill=1), "algorithm": PPO()}, "PPO learns from them: set select.refill to 0"),
+    ({"select": Select(2, "random", "subset"), "algorithm": SPO()}, "SPO's Q0 is the prompt's own"),
 ]
 
 
@@ -333,3 +340,95 @@ def test_its_figures_are_in_the_record_and_those_of_held_out_prompts_too(finishe
         assert row["rollout/attempts"] == pytest.approx(sum(len(re.findall(r"\bvs\b", t)) for t in texts) / len(texts))
         assert 0 <= row["rollout/recovered"] <= row["rollout/rejected"] <= 1
     assert {"test/attempts", "test/rejected", "test/recovered"} <= metrics(finished)[0].keys()
+
+
+# --- with what came beside it -----------------------------------------------------------------------------------------
+
+
+def watched(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Lesson]:
+    """What each update of a run was taught."""
+    seen: list[Lesson] = []
+    learn = LocalEngine.learn
+
+    def spy(self: LocalEngine, lesson: Lesson, seed: int) -> Any:
+        seen.append(lesson)
+        return learn(self, lesson, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalEngine, "learn", spy)
+        train(config, folder)
+    return seen
+
+
+@pytest.mark.parametrize("q0", ["reference", "online", "group"])
+def test_spo_trains_on_a_part_and_its_q0_knows_the_whole_group(
+    q0: Any, started: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part's log-probs are the reference's of those rollouts; in a group all advantages take the same off."""
+    config = short(
+        started, algorithm=SPO(q0=q0, samples=4), select=Select(2, "max-variance"), updates_per_step=2, decode_rows=16
+    )
+    lessons = watched(config, tmp_path / "run", monkeypatch)
+    assert [len(lesson.rollouts) for lesson in lessons] == [4] * 6
+    dropped = 0
+    with History.open(tmp_path / "run" / "history.sqlite", read_only=True) as history:
+        for step in range(3):
+            rollouts = list(history.find(versions=(step, step)))
+            scores = history.scores(rollouts, "start")
+            assert all(fingerprint(r) in scores for r in rollouts), "those left out are evidence for Q0 as well"
+            own = {fingerprint(r): r for r in rollouts}
+            for lesson in lessons[2 * step : 2 * step + 2]:
+                assert lesson.reference_log_probs is not None
+                for rollout, log_probs in zip(lesson.rollouts, lesson.reference_log_probs, strict=True):
+                    assert own[fingerprint(rollout)].reward == rollout.reward
+                    assert log_probs.tolist() == pytest.approx(list(scores[fingerprint(rollout)]), abs=1e-6)
+                bases = [(r.reward or 0.0) - a for r, a in zip(lesson.rollouts, lesson.advantages, strict=True)]
+                assert bases[0] == pytest.approx(bases[1]) and bases[2] == pytest.approx(bases[3])
+            dropped += len(rollouts) - sum(len(lesson.rollouts) for lesson in lessons[2 * step : 2 * step + 2])
+    assert dropped == 3 * 8
+    if q0 == "group":  # at the first step the policy is the reference: Q0 is the mean reward of all four
+        group_of = {r.prompt.key: [] for r in stored(tmp_path / "run", 0)}
+        for r in stored(tmp_path / "run", 0):
+            group_of[r.prompt.key].append(r.reward or 0.0)
+        for rollout, advantage in zip(lessons[0].rollouts, lessons[0].advantages, strict=True):
+            of_all = group_of[rollout.prompt.key]
+            assert (rollout.reward or 0.0) - advantage == pytest.approx(sum(of_all) / len(of_all), abs=1e-3)
+
+
+def test_a_critic_judges_the_part_and_epochs_do_not_count_it_twice(
+    started: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = PPO(critic=CriticOptions(learning_rate=1e-2))
+    config = short(started, algorithm=algorithm, select=Select(2, "balanced"), epochs=2, kl=KL(0.02, estimator="k1"))
+    lessons = watched(config, tmp_path / "run", monkeypatch)
+    assert len(lessons) == 3 * 2
+    for lesson in lessons:
+        lengths = [len(r) for r in lesson.rollouts]
+        assert len(lengths) == 8 and lesson.values is not None and lesson.returns is not None
+        assert [len(v) for v in lesson.values] == [len(v) for v in lesson.returns] == lengths
+    for row in metrics(tmp_path / "run")[1:]:
+        assert row["select/kept"] == row["select/dropped"] == 8
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_further_rounds_ask_what_the_file_has(share: float, refilled: Path, started: str, tmp_path: Path) -> None:
+    """Rollouts from a file, in every round, for its own prompts alone."""
+    rule = Offline(str(refilled / "history.sqlite"), share, "known")
+    config = short(started, task=STERN, algorithm=RLOO(), prefixes=rule, select=Select(refill=2))
+    train(config, tmp_path / "run")
+    known = {r.prompt.key for step in range(4) for r in stored(refilled, step)}
+    asked = 0.0
+    for step, row in enumerate(metrics(tmp_path / "run")[1:]):
+        assert row["offline/rollouts"] == row["rollout/asked"] * 4 * share - row["prefix/missing"]
+        assert {r.prompt.key for r in stored(tmp_path / "run", step)} <= known
+        assert row["rollout/decoded"] == sum(len(r) for r in stored(tmp_path / "run", step) if r.prefix_length == 0)
+        asked += row["rollout/asked"]
+    assert asked > 3 * 4, "or there was no further round"
+
+
+def test_a_round_without_a_fresh_rollout_has_no_say_in_the_shares() -> None:
+    fresh = group([1.0, 0.0])
+    one = Written([fresh], fresh.rollouts, {"n": 1.0}, {"share": 0.5})
+    none = Written([fresh], [], {"n": 2.0}, {})
+    for both in (one + none, none + one):
+        assert both.shares == {"share": 0.5} and both.counts == {"n": 3.0} and len(both.groups) == 2

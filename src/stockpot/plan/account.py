@@ -234,6 +234,14 @@ class Plan:
         return self.config.select.of(self.config.group_size) / self.config.group_size
 
     @property
+    def whole_passes(self) -> int:
+        """Passes over all that was sampled: SPO's reference reads whole groups, and for a group's Q0 the policy too."""
+        algorithm = self.config.algorithm
+        if not isinstance(algorithm, SPO):
+            return 0
+        return 1 + (algorithm.q0 == "group" and algorithm.form != "advantage")
+
+    @property
     def mean_prompt(self) -> int:
         return min(self.assumed.mean_prompt, self.longest_prompt)
 
@@ -251,16 +259,14 @@ class Plan:
         prefill = config.prompts_per_step * forward(self.mean_prompt)
         if tokens.prefixed and not isinstance(config.prefixes, Replay):
             prefill += tokens.prefixed * forward(self.mean_prompt + tokens.saved / tokens.prefixed)
-        scored = 1 + config.kl.in_advantage if config.kl.active else 0
+        scored = 1 + config.kl.in_advantage if config.kl.active and not self.whole_passes else 0
         taught = (3 + config.learner.gradient_checkpointing) * config.epochs
         passes = taught + scored + bool(self.critic) + taught * (self.critic == "separate")
         chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
         heads = (3 + chunked) * config.epochs + scored
         learned = tokens.rollouts * self.selected
         learn = learned * (passes * forward(self.mean_prompt + response) + heads * head * response)
-        if isinstance(config.algorithm, SPO):  # whose reference reads all of each group
-            left = tokens.rollouts - learned
-            learn += left * (forward(self.mean_prompt + response) + head * response)
+        learn += tokens.rollouts * self.whole_passes * (forward(self.mean_prompt + response) + head * response)
         return Operations(decode, prefill, learn)
 
 
