@@ -26,7 +26,7 @@ class Told:
     @property
     def complaints(self) -> list[str]:
         """Lines on stderr that are no progress."""
-        bars = ("teaching ", "training ", "yardstick ", "comparing ")
+        bars = ("teaching ", "training ", "yardstick ", "comparing ", "selecting ")
         return [line for line in self.err.splitlines() if not line.startswith(bars)]
 
 

@@ -23,7 +23,10 @@ from stockpot.models import load_tokenizer
 from stockpot.report import rollouts as shown
 
 GOLDEN = Path(__file__).with_name("golden")
-COMMANDS = ("train", "plan", "resume", "eval", "grade", "show", "history", "compare-losses", "bench", "sft")
+COMMANDS = (
+    "train", "plan", "resume", "eval", "grade", "budget", "show", "history", "compare-losses", "bench", "select", "sft",
+    "sft-data",
+)  # fmt: skip
 PICTURE = b"\x89PNG\r\n\x1a\n"
 
 

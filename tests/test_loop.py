@@ -349,7 +349,7 @@ def test_a_configuration_survives_its_file() -> None:
     assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
     told = to_json(Dataset(train="a.jsonl"))
     assert told == {"class": "stockpot.tasks.dataset:Dataset", "train": "a.jsonl", "test": "", "judge": "",
-                    "template": "", "only": 0}  # fmt: skip
+                    "template": "", "closing": "", "only": 0}  # fmt: skip
     from stockpot.config import load_recipe
 
     loaded = load_recipe(str(TINY))

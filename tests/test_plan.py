@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from runs import stockpot
 from stockpot import batching, models, reading
-from stockpot.algorithms import GRPO
+from stockpot.algorithms import GRPO, RLOO, SPO
 from stockpot.config import Config, Evaluation, load_recipe
 from stockpot.engines.local import LocalEngine
 from stockpot.models import load_model
@@ -23,8 +24,11 @@ from stockpot.policy import Learner, Policy
 from stockpot.prefixes import FromCheckpoints, FromHistory, NoPrefixes, Replay
 from stockpot.regularizers import KL
 from stockpot.samplers.torch import TorchSampler
+from stockpot.selection import Select
 from stockpot.shapes import PUBLISHED, Shape, measure, published, shape_of
-from stockpot.types import Author, Prompt, Request, Rollout, Span, StockpotError
+from stockpot.tasks import Dataset
+from stockpot.tasks.dataset import load_function
+from stockpot.types import Author, Prompt, Request, Rollout, Sampling, Span, StockpotError
 
 PARAMETERS = {
     "Qwen/Qwen2.5-Math-1.5B": 1_543_714_304,
@@ -132,6 +136,9 @@ def test_tokens_and_operations_of_a_small_model_by_hand() -> None:
     assert work.prefill == pytest.approx(4 * forward(6) + 8 * forward(9.5))
     untrained = small(prefixes=FromHistory(share=0.5, gradient="none")).tokens()
     assert untrained.learned == pytest.approx(132)
+    part = small(select=Select(2, "random"))
+    assert (part.tokens().learned, part.tokens().decoded) == (80, tokens.decoded), "all four are sampled"
+    assert part.operations().learn == pytest.approx(work.learn / 2)
     replayed = small(prefixes=Replay(share=0.5)).tokens()
     assert (replayed.decoded, replayed.saved, replayed.prefilled) == (80, 80, 24)
 
@@ -218,15 +225,47 @@ def test_every_recipe_has_a_plan(name: str) -> None:
         assert config.max_tokens + 1024 <= PUBLISHED[config.model]["max_position_embeddings"]
 
 
+def test_spos_reference_reads_what_is_left_out_too() -> None:
+    """A pass over all that was sampled, and for a Q0 of the group one by the policy; the update sees the part."""
+    plain = Config(algorithm=RLOO(), prefixes=NoPrefixes(), max_tokens=32)
+    shape = shape_of("Qwen/Qwen3-4B-Base")
+
+    def learn(**changes: Any) -> float:
+        return Plan(replace(plain, **changes), shape, "h100").operations().learn
+
+    bare, part = learn(), Select(2, "random")
+    one_pass = learn(kl=KL(0.1)) - bare
+    assert learn(select=part) == pytest.approx(bare / 4)
+    for q0, passes in (("reference", 1), ("online", 1), ("group", 2)):
+        assert learn(algorithm=SPO(q0=q0)) == pytest.approx(bare + passes * one_pass)
+        assert learn(algorithm=SPO(q0=q0), select=part) == pytest.approx(bare / 4 + passes * one_pass)
+    assert learn(kl=KL(0.1), select=part) == pytest.approx((bare + one_pass) / 4)
+
+
 SOUPS = {"qwen2_5_math_1_5b": "h100", "qwen2_5_math_7b": "b200", "qwen3_4b": "h200"}
+BY_T1 = ("glm4_9b", "qwen2_5_14b", "qwen2_5_32b")
+
+
+@pytest.mark.parametrize("name", BY_T1)
+def test_recipes_by_t1_have_its_numbers_and_fit_no_single_device(name: str) -> None:
+    """What the paper states, written out; and what their docstrings say of memory."""
+    config = load_recipe(name)
+    assert isinstance(config.algorithm, RLOO) and config.prefixes == NoPrefixes()
+    assert (config.prompts_per_step, config.group_size, config.learner.learning_rate) == (32, 64, 1.5e-6)
+    assert config.sampling == Sampling(1.2) and config.entropy.coefficient > 0
+    assert (config.kl.coefficient, config.kl.centred, config.kl.reference) == (2e-4, True, "ema")
+    assert config.penalties.value == -1 and config.penalties.overlong
+    assert config.penalties.repetition and config.penalties.garbled
+    assert load_function(config.task.judge)(completions=[r"so \boxed{2}"], answer=["2"]) == [1.0]  # type: ignore[attr-defined]
+    shape = shape_of(config.model)
+    assert not [gpu for gpu in DEVICES if Plan(config, shape, gpu).fits]
+    told = importlib.import_module(f"stockpot.recipes.{name}").__doc__
+    assert f"{shape.parameters * 20 / 1e9:.0f} GB" in told
 
 
 @pytest.mark.parametrize("name", SOUPS)
 def test_recipes_of_real_models_say_what_they_can_do(name: str) -> None:
     """Prefixes in more than half of the steps, a judge that is there, and the device named in the docstring."""
-    from stockpot.tasks import Dataset
-    from stockpot.tasks.dataset import load_function
-
     config = load_recipe(name)
     assert isinstance(config.task, Dataset) and isinstance(config.prefixes, FromHistory)
     epoch = config.task.only / config.prompts_per_step

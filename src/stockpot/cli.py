@@ -7,8 +7,22 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stockpot.options import BenchOptions, CompareLosses, Eval, Grade, HistoryOptions, PlanOptions, Resume, Show, parted
-from stockpot.reading import members, new_folder, parse, read_config, recipe_names, refuse
+from stockpot.options import (
+    BenchOptions,
+    Budget,
+    CompareLosses,
+    Eval,
+    Grade,
+    HistoryOptions,
+    PlanOptions,
+    Resume,
+    SelectOptions,
+    Sft,
+    SftData,
+    Show,
+    parted,
+)
+from stockpot.reading import members, new_folder, parse, read_both, read_config, recipe_names, refuse
 
 HELP = """\
 stockpot: reinforcement learning for language models from what their own past policies wrote.
@@ -19,10 +33,13 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot eval RUN|MODEL [OPTIONS]               pass@k on held-out prompts, with intervals
   stockpot eval MODEL --bench NAMES [OPTIONS]     the same on MATH-500, AIME, HumanEval, ...; resumable
   stockpot grade FOLDER                           its stored samples graded again
+  stockpot budget RUN|MODEL [OPTIONS]             accuracy against thinking tokens, for several checkpoints
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
   stockpot history RUN [--parquet FILE]           what the run's store of rollouts holds
   stockpot compare-losses RUN [OPTIONS]           whose gradient is the true one's, on what the history holds
+  stockpot select RUN|MODEL [RECIPE] --out FILE   the training prompts that it solves now and then, as a file
   stockpot sft [RECIPE] --out DIR [OPTIONS]       only the supervised start: a Hugging Face folder
+  stockpot sft-data [RECIPE] --out FILE [OPTIONS] traces of trial and error for it, from attempts and critiques
   stockpot bench STUDY [OPTIONS]                  the runs behind a table of claims, resumable
 
 A RECIPE is a name from stockpot.recipes ({recipes}) or a Python file that defines `recipe = Config(...)`.
@@ -61,10 +78,13 @@ def run(words: list[str]) -> int:
         "resume": resume,
         "eval": evaluate,
         "grade": grade,
+        "budget": budget,
         "show": show,
         "history": history,
         "compare-losses": compare_losses,
+        "select": select,
         "sft": sft,
+        "sft-data": sft_data,
         "bench": bench,
     }
     if not words or words[0] in ("-h", "--help", "help"):
@@ -143,6 +163,17 @@ def grade(words: list[str]) -> None:
     go(parse("stockpot grade", Grade, words))
 
 
+def budget(words: list[str]) -> None:
+    """`stockpot budget`."""
+    from stockpot.report.budget import show as go
+
+    options = parse("stockpot budget", Budget, words)
+    config = None
+    if not (Path(options.model) / "metrics.jsonl").exists():
+        _, _, config = read_config("stockpot budget", [options.recipe, "--model", options.model])
+    go(options, config)
+
+
 def show(words: list[str]) -> None:
     """`stockpot show`."""
     from stockpot.report.rollouts import show as go
@@ -164,27 +195,57 @@ def compare_losses(words: list[str]) -> None:
     go(parse("stockpot compare-losses", CompareLosses, words), members("algorithm"))
 
 
+def select(words: list[str]) -> None:
+    """`stockpot select`."""
+    from stockpot.config import from_json
+    from stockpot.record import Run
+    from stockpot.report.select import select as go
+    from stockpot.types import StockpotError
+
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    own, rest = parted(words[first:], SelectOptions)
+    options = parse("stockpot select", SelectOptions, [*words[:first], *own])
+    run = Run.open(Path(options.policy)) if (Path(options.policy) / "metrics.jsonl").exists() else None
+    if run is not None and options.recipe:
+        raise StockpotError(f"{options.policy} is a run and has a recipe of its own: leave {options.recipe} out.")
+    given = rest if run else [options.recipe or "countdown", *rest, "--model", options.policy]
+    _, _, config = read_config("stockpot select", given, from_json(run.config) if run else None)
+    go(options, config, run)
+
+
 def sft(words: list[str]) -> None:
     """`stockpot sft`."""
     import torch
 
     from stockpot import console
+    from stockpot.sft import Course, learn
     from stockpot.start import teach
     from stockpot.tasks.base import EmbeddedTask
     from stockpot.types import StockpotError
 
-    out, _, config = read_config("stockpot sft", words)
+    options, out, config = read_both("stockpot sft", Sft, words)
     if out is None:
         raise StockpotError("stockpot sft writes a model folder: name it with --out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StockpotError(f"{out} already holds something: name another folder with --out.")
-    if not isinstance(config.task, EmbeddedTask):
+    if options.data is not None:
+        learn(config, Course(options.data, options.epochs, options.pack, options.checkpoint), out)
+    elif isinstance(config.task, EmbeddedTask):
+        torch.set_num_threads(config.threads)
+        teach(config.task, config.start, out, seed=config.seed, device=config.device)
+    else:
         raise StockpotError(
-            f"{type(config.task).__name__} brings no demonstrations: only embedded tasks can be taught."
+            f"{type(config.task).__name__} brings no demonstrations: teach a file of them with --data FILE.jsonl."
         )
-    torch.set_num_threads(config.threads)
-    teach(config.task, config.start, out, seed=config.seed, device=config.device)
     console.tell(f"the taught model is in {out}")
+
+
+def sft_data(words: list[str]) -> None:
+    """`stockpot sft-data`."""
+    from stockpot.report.traces import make
+
+    options, out, config = read_both("stockpot sft-data", SftData, words)
+    make(options, config, out)
 
 
 def bench(words: list[str]) -> None:

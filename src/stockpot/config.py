@@ -14,9 +14,10 @@ from typing import Any, Literal
 from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, SPO, TOPR, Algorithm, ExGRPO
 from stockpot.algorithms.base import ActorCritic
 from stockpot.policy import Learner
-from stockpot.prefixes import FromCheckpoints, FromHistory, Offline, PrefixRule
+from stockpot.prefixes import FromCheckpoints, FromHistory, Offline, PrefixRule, StoredRule
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.rewards.penalties import Penalties
+from stockpot.selection import Select
 from stockpot.tasks.base import EmbeddedTask, Task
 from stockpot.tasks.countdown import Countdown
 from stockpot.types import Sampling, StockpotError
@@ -80,6 +81,10 @@ class Config:
     """The distribution that rollouts are drawn from, and at which log-probs, ratios and entropy are taken."""
     penalties: Penalties = Penalties()
     """What is taken off the rewards of training: repetition, responses out of room, garbled text."""
+    select: Select = Select()
+    """Which of a step's rollouts are trained on, and whether groups that teach nothing make way for others."""
+    only: str = ""
+    """Train on the prompts that this file names, and no others: what `stockpot select` wrote. Empty: on all."""
     evaluation: Evaluation = Evaluation()
     """Held-out measurement."""
     steps: int = 100
@@ -154,9 +159,33 @@ class Config:
             raise StockpotError(
                 f"a prefix of {longest} tokens leaves no room for a continuation: max_tokens is {self.max_tokens}."
             )
+        self._check_select()
         self._check_soft()
         if not self.model and not isinstance(self.task, EmbeddedTask):
             raise StockpotError(f"{type(self.task).__name__} brings no model of its own: give one with --model.")
+
+    def _check_select(self) -> None:
+        """What does not go together with training on a part of each group, or asking again."""
+        self.select.check(self.group_size)
+        if self.select.size == 1 and self.select.advantages == "subset":
+            raise StockpotError(
+                "select.advantages is subset, but a subset of one has nothing to compare with: use all."
+            )
+        if self.select.refill and isinstance(self.prefixes, StoredRule) and self.prefixes.invites:
+            raise StockpotError(
+                f"select.refill asks further prompts, but {type(self.prefixes).__name__} chooses the prompts itself: "
+                "set select.refill to 0 or take other prefixes."
+            )
+        if self.select.refill and isinstance(self.algorithm, (SPO, ActorCritic)):
+            raise StockpotError(
+                f"select.refill drops groups whose rewards are all equal, but {type(self.algorithm).__name__} learns "
+                "from them: set select.refill to 0."
+            )
+        if self.select.size and self.select.advantages == "subset" and isinstance(self.algorithm, SPO):
+            raise StockpotError(
+                "select.advantages is subset, but SPO's Q0 is the prompt's own, and rollouts chosen by their rewards "
+                "would bias it: use all."
+            )
 
     def _check_soft(self) -> None:
         """What does not go together around SPO and weights that are refreshed late."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stockpot.config import Evaluation
 from stockpot.engines.base import Engine
 from stockpot.passk import Estimate, bootstrap, mean_pass_at_k
 from stockpot.rewards.score import RewardFunction, score
+from stockpot.tasks.base import Task
 from stockpot.types import Prompt, Request, Rollout
 
 
@@ -30,6 +31,8 @@ class Result:
     rollouts: tuple[Rollout, ...]
     distinct: Estimate | None = None
     """Different right answers among a prompt's samples, where the task can tell answers apart."""
+    observed: dict[str, float] = field(default_factory=dict)
+    """What the task has to say about its responses."""
 
     def metrics(self) -> dict[str, float]:
         """As a line of metrics.jsonl has them."""
@@ -43,6 +46,7 @@ class Result:
             "test/truncated": self.truncated,
             "test/unjudged": float(self.unjudged),
             **({} if self.distinct is None else {"test/distinct": self.distinct.mean}),
+            **self.observed,
         }
 
 
@@ -54,11 +58,11 @@ def evaluate(
     *,
     max_tokens: int,
     seed: int,
-    distinct: Callable[[Sequence[str]], int | None] | None = None,
+    task: Task | None = None,
 ) -> Result:
     """Sample every prompt, judge, count. A response is right when its reward is above 0.5.
 
-    `distinct` tells how many different answers some right ones are: a task's `distinct`.
+    The task tells how many different answers some right ones are, and what else it sees in its responses.
     """
     prompts = prompts[: how.prompts]
     requests = [
@@ -78,7 +82,8 @@ def evaluate(
         truncated=sum(r.finish == "length" for r in rollouts) / len(rollouts),
         unjudged=unjudged,
         rollouts=tuple(rollouts),
-        distinct=None if distinct is None else variety(rollouts, how.samples, distinct, engine.tokenizer),
+        distinct=None if task is None else variety(rollouts, how.samples, task.distinct, engine.tokenizer),
+        observed={} if task is None else observe(rollouts, task, engine.tokenizer, "test"),
     )
 
 
@@ -94,6 +99,18 @@ def variety(
             return None
         counts.append(float(count))
     return bootstrap(counts)
+
+
+def observe(rollouts: Sequence[Rollout], task: Task, tokenizer: Any, where: str) -> dict[str, float]:
+    """What the task has to say about rollouts that have their rewards, as metrics named `where`/...
+
+    A task that says nothing costs nothing: no text is made for it.
+    """
+    if not rollouts or type(task).observe is Task.observe:
+        return {}
+    texts = tokenizer.batch_decode([list(r.tokens) for r in rollouts], skip_special_tokens=True)
+    told = task.observe(texts, [r.reward or 0.0 for r in rollouts])
+    return {f"{where}/{name}": float(value) for name, value in told.items()}
 
 
 def correct(rollouts: Sequence[Rollout], samples: int) -> list[int]:

@@ -69,16 +69,20 @@ class Beginner:
             return not any(rule.writers([v for v in taken if v <= now][-rule.keep :], now, rng) for now in steps)
         return False
 
-    def begin(self, asked: Sequence[Prompt], now: int, history: History) -> Heads:
-        """The heads of step `now`, whose prompts are `asked` unless the rule invites others."""
+    def begin(self, asked: Sequence[Prompt], now: int, history: History, turn: int = 0) -> Heads:
+        """The heads of step `now`, whose prompts are `asked` unless the rule invites others.
+
+        `turn` counts the rounds of a step that asks again: each has random numbers of its own.
+        """
         rule = self.config.prefixes
-        rng = random.Random(derive(self.config.seed, "prefix", now))
+        again = (turn,) if turn else ()
+        rng = random.Random(derive(self.config.seed, "prefix", now, *again))
         if isinstance(rule, StoredRule):
             return self.stored(rule, list(asked), now, history, rng)
         if isinstance(rule, LiveRule):
-            return self.written(rule, list(asked), now, rng)
+            return self.written(rule, list(asked), now, rng, derive(self.config.seed, "snapshot", now, *again))
         if self.library is not None:
-            taken = self.library.take(asked, now)
+            taken = self.library.take(asked, now, *again)
             total = rule.total(len(asked), self.config.group_size, now)
             return Heads(list(asked), taken.by_slot, total, repeated=taken.repeated)
         if isinstance(rule, OutsideRule):
@@ -110,7 +114,7 @@ class Beginner:
             by_slot |= {i * size + j: head for j, head in enumerate(head for head in cuts if head.spans)}
         return Heads(asked, by_slot, wanted=rule.total(len(asked), size, now))
 
-    def written(self, rule: LiveRule, asked: list[Prompt], now: int, rng: random.Random) -> Heads:
+    def written(self, rule: LiveRule, asked: list[Prompt], now: int, rng: random.Random, seed: int) -> Heads:
         """Heads that past policies write now; the prompts are dealt to the snapshots that write."""
         config, size = self.config, self.config.group_size
         wanted = rule.wanted(size, now)
@@ -123,7 +127,7 @@ class Beginner:
                 Request(asked[slot // size], slot, sampling=config.sampling, max_tokens=rule.length(rng))
                 for slot in slots
             ]
-            rollouts = self.engine.sample(requests, derive(config.seed, "snapshot", now), version)
+            rollouts = self.engine.sample(requests, seed, version)
             decoded += sum(map(len, rollouts))
             ended += sum(rollout.finish == "stop" for rollout in rollouts)
             by_slot |= {slot: rule.begin(rollout) for slot, rollout in zip(slots, rollouts, strict=True)}

@@ -150,10 +150,13 @@ class Library:
 
     # --- in a step ----------------------------------------------------------------------------------------------------
 
-    def take(self, asked: Sequence[Prompt], now: int) -> Taken:
-        """Rollouts for the first slots of each prompt's group, none twice unless nothing may be generated."""
+    def take(self, asked: Sequence[Prompt], now: int, *again: int) -> Taken:
+        """Rollouts for the first slots of each prompt's group, none twice unless nothing may be generated.
+
+        `again` is the number of the round, where a step asks again.
+        """
         size, rule = self.config.group_size, self.rule
-        rng = random.Random(derive(self.config.seed, "offline", now))
+        rng = random.Random(derive(self.config.seed, "offline", now, *again))
         wanted, repeated = rule.wanted(size, now), 0
         by_slot: dict[int, Rollout] = {}
         for i, prompt in enumerate(asked if wanted else []):

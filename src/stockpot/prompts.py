@@ -6,7 +6,8 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from stockpot.console import tell
 from stockpot.tasks.base import Split, Task
@@ -66,13 +67,49 @@ def step_ends(task: Task, tokenizer: Any) -> frozenset[int]:
     return frozenset(one[0] for one in ids if len(one) == 1)
 
 
-def pick(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
+T = TypeVar("T")
+
+
+def pick(prompts: Sequence[T], step: int, count: int, seed: int) -> list[T]:
     """The prompts of a step: the dataset shuffled anew each time round, and no state but the step's number."""
     chosen = []
     for place in range(step * count, (step + 1) * count):
         epoch, index = divmod(place, len(prompts))
         chosen.append(prompts[_order(len(prompts), epoch, seed)[index]])
     return chosen
+
+
+def further(prompts: Sequence[Prompt], asked: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
+    """Up to `count` prompts that the step has not asked yet, in an order that only the step's number decides."""
+    met = {prompt.key for prompt in asked}
+    order = list(range(len(prompts))) if count else []
+    random.Random(f"{seed}/further/{step}").shuffle(order)
+    return [prompts[i] for i in order if prompts[i].key not in met][:count]
+
+
+def only(prompts: Sequence[Prompt], file: str) -> list[Prompt]:
+    """The prompts that a file of `stockpot select` names, by key; all of them without a file."""
+    if not file:
+        return list(prompts)
+    try:
+        rows = [json.loads(line) for line in Path(file).read_text().splitlines() if line.strip()]
+        keys = {str(row["id"]) for row in rows}
+    except OSError as error:
+        raise StockpotError(f"cannot read {file} ({error.strerror}): check the path given with --only.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StockpotError(
+            f'{file} does not name prompts: --only wants lines with an "id", as `stockpot select` writes them.'
+        ) from error
+    kept = [prompt for prompt in prompts if prompt.key in keys]
+    strange = len(keys - {prompt.key for prompt in kept})
+    if strange:
+        raise StockpotError(
+            f"{strange} of the {len(keys)} prompts in {file} are none of the task's: select from the same task, "
+            "or train on the file itself with --task.train."
+        )
+    if not kept:
+        raise StockpotError(f"{file} names no prompt: select some before training on them alone.")
+    return kept
 
 
 _orders: dict[tuple[int, int, int], list[int]] = {}

@@ -26,15 +26,18 @@ Components are chosen by name, and their numbers set with dots:
 """
 
 
-def read_config(prog: str, words: list[str]) -> tuple[Path | None, str, Any]:
-    """(--out, the recipe's name, the config): recipe first, then components by name, then their numbers."""
+def read_config(prog: str, words: list[str], base: Any = None) -> tuple[Path | None, str, Any]:
+    """(--out, the recipe's name, the config): recipe first, then components by name, then their numbers.
+
+    With a `base`, such as the config of a run, the words change that instead of a recipe.
+    """
     from stockpot.config import load_recipe
 
     named = bool(words) and not words[0].startswith("-")
     name, rest = (words[0], words[1:]) if named else ("countdown", words)
     if not name.endswith(".py") and name.replace("-", "_") not in recipe_names():
         refuse(f"there is no recipe {name}", name, recipe_names(), "or name a .py file.")
-    config = load_recipe(name)
+    config = load_recipe(name) if base is None else base
     rest, out = take(rest, "--out")
     default = copy.copy(config)
     for field in COMPONENTS:
@@ -44,6 +47,20 @@ def read_config(prog: str, words: list[str]) -> tuple[Path | None, str, Any]:
     if {"-h", "--help"} & set(rest):
         print(COMPONENT_HELP.format(**{field: ", ".join(members(field)) for field in COMPONENTS}))
     return None if out is None else Path(out), name, parse(prog, type(config), rest, default)
+
+
+def read_both(prog: str, kind: Any, words: list[str]) -> tuple[Any, Path | None, Any]:
+    """(a command's own options, --out, the config) of a command that takes both; help is of both."""
+    from stockpot.options import parted
+
+    if {"-h", "--help"} & set(words):
+        with contextlib.suppress(SystemExit):
+            read_config(prog, words)
+        parse(prog, kind, ["--help"])
+    own, rest = parted(words, kind)
+    options = parse(prog, kind, own)
+    out, _, config = read_config(prog, rest)
+    return options, out, config
 
 
 def parse(prog: str, kind: Any, words: list[str], default: Any = None) -> Any:

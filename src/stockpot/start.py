@@ -13,7 +13,7 @@ from stockpot.algorithms import Supervised
 from stockpot.config import Config, Start
 from stockpot.models import pick_device
 from stockpot.policy import Learner, Policy
-from stockpot.prompts import load_prompts
+from stockpot.prompts import load_prompts, only
 from stockpot.tasks.base import SPLITS, EmbeddedTask
 from stockpot.types import Author, Prompt, Rollout, Span, StockpotError
 
@@ -74,7 +74,8 @@ def check(config: Config, task: EmbeddedTask) -> None:
     """Find a mistake in prompts or room before a minute goes into teaching."""
     load = {"context": getattr(task.model_config(), "max_position_embeddings", 0) or 0, "max_tokens": config.max_tokens}
     for split in SPLITS:
-        load_prompts(task, split, task.tokenizer(), **load)
+        found = load_prompts(task, split, task.tokenizer(), **load)
+        only(found, config.only if split == "train" else "")
 
 
 def prepare(config: Config, folder: Path) -> str:

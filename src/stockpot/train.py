@@ -6,13 +6,13 @@ follows from (seed, step), so there is no generator to save: a run that was kill
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stockpot import checkpoints, console, prompts, sandbox
 from stockpot.algorithms.base import ActorCritic
@@ -20,17 +20,19 @@ from stockpot.config import Config, to_json
 from stockpot.diagnostics import average, describe
 from stockpot.engines.base import Engine, Lesson
 from stockpot.engines.local import LocalEngine
-from stockpot.evaluate import Result, evaluate
+from stockpot.evaluate import Result, evaluate, observe
 from stockpot.heads import Beginner
 from stockpot.history import History
-from stockpot.judged import judged
+from stockpot.judged import credit, judged
 from stockpot.models import vocabulary_of
 from stockpot.record import Run
 from stockpot.rewards.score import score
 from stockpot.seeds import derive
+from stockpot.selection import flat
 from stockpot.soft import Soft
 from stockpot.start import prepare
-from stockpot.types import Group, Prompt, Request, Rollout
+from stockpot.types import Group, Prompt, Request
+from stockpot.written import Written, group
 
 
 def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
@@ -67,7 +69,7 @@ class Loop:
     def __init__(self, config: Config, engine: Engine, run: Run) -> None:
         self.config, self.engine, self.run = config, engine, run
         load = {"tokenizer": engine.tokenizer, "context": engine.context, "max_tokens": config.max_tokens}
-        self.train_prompts = prompts.load_prompts(config.task, "train", **load)
+        self.train_prompts = prompts.only(prompts.load_prompts(config.task, "train", **load), config.only)
         self.test_prompts = prompts.load_prompts(config.task, "test", **load)
         self.beginner = Beginner(config, engine, self.train_prompts)
         self.soft = Soft(config, engine, run.folder, self.beginner.pool)
@@ -76,17 +78,45 @@ class Loop:
     def step(self, now: int, history: History) -> tuple[dict[str, float], dict[str, float]]:
         """Once along the arrow. `now` is the version of the policy that writes; returns metrics and seconds."""
         config, clock, worked = self.config, Clock(), time.process_time()
+        asked = prompts.pick(self.beginner.pool, now, config.prompts_per_step, config.seed)
+        written = self.write(asked, now, history, clock)
+        batch = config.select.batch(written.groups, len(asked))
+        for turn in range(1, 1 + config.select.refill):
+            more = prompts.further(self.beginner.pool, written.asked, now, sum(map(flat, batch)), config.seed)
+            if more:
+                written += self.write(more, now, history, clock, turn)
+                batch = config.select.batch(written.groups, len(asked))
+        with clock("advantage"):
+            lessons = list(self.lessons(batch, now, history))
+        with clock("update"):
+            seed = derive(config.seed, "update", now)
+            updates = [self.engine.learn(lesson, seed) for lesson in lessons * config.epochs]
+            self.engine.advance(now + 1)
+        with clock("history"):
+            history.append(now, written.fresh, self.soft.referee.kept())
+        for update in updates:
+            if update.skipped:
+                console.tell(f"step {now + 1}: no update was made, {update.skipped}")
+        metrics = describe(written.rollouts, config.group_size) | average([update.metrics for update in updates])
+        metrics |= config.select.metrics(written.groups, batch, [r for lesson in lessons for r in lesson.rollouts])
+        metrics |= {**written.counts, **written.shares, **self.soft.metrics()}
+        metrics["rollout/decoded"] = written.decoded + written.counts["prefix/decoded"]
+        metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
+        rate = written.decoded / clock.seconds["continuation"]
+        return metrics, clock.seconds | {"cpu": time.process_time() - worked, "decoded_per_second": rate}
+
+    def write(self, asked: list[Prompt], now: int, history: History, clock: Clock, turn: int = 0) -> Written:
+        """Prompt -> prefix -> continuation -> reward; `turn` counts the rounds of a step that asks again."""
+        config, size = self.config, self.config.group_size
         with clock("prefix"):
-            asked = prompts.pick(self.beginner.pool, now, config.prompts_per_step, config.seed)
-            heads = self.beginner.begin(asked, now, history)
+            heads = self.beginner.begin(asked, now, history, turn)
             asked, begun = heads.asked, heads.by_slot
             whole = {slot: head for slot, head in begun.items() if head.reward is not None}
         with clock("continuation"):
-            size = config.group_size
             requests = [
                 Request(
                     asked[slot // size],
-                    key=slot,
+                    key=turn * config.prompts_per_step * size + slot,
                     prefix=begun[slot].spans if slot in begun else (),
                     sampling=config.sampling,
                     max_tokens=config.max_tokens,
@@ -97,53 +127,28 @@ class Loop:
             fresh = self.engine.sample(requests, derive(config.seed, "continuation", now), config.writer(now))
         with clock("reward"):
             fresh, unjudged = score(fresh, config.task.reward, self.engine.tokenizer)
+            noted = observe(fresh, config.task, self.engine.tokenizer, "rollout")
             fresh, penalised = config.penalties(fresh, self.engine.tokenizer, config.max_tokens)
-            written = iter(fresh)
-            rollouts = [whole[slot] if slot in whole else next(written) for slot in range(len(asked) * size)]
-        with clock("advantage"):
-            lessons = list(self.lessons(group(asked, rollouts, config.group_size), now, history)) * config.epochs
-        with clock("update"):
-            updates = [self.engine.learn(lesson, derive(config.seed, "update", now)) for lesson in lessons]
-            self.engine.advance(now + 1)
-        with clock("history"):
-            history.append(now, fresh, self.soft.referee.kept())
-        for update in updates:
-            if update.skipped:
-                console.tell(f"step {now + 1}: no update was made, {update.skipped}")
-        metrics = describe(rollouts, config.group_size) | average([update.metrics for update in updates])
-        decoded = sum(len(r) - r.prefix_length for r in fresh)
-        metrics |= {"rollout/decoded": float(decoded + heads.decoded), **heads.metrics()}
-        metrics |= {"reward/unjudged": float(unjudged + heads.unjudged), **penalised, **self.soft.metrics()}
-        metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
-        work = {"cpu": time.process_time() - worked, "decoded_per_second": decoded / clock.seconds["continuation"]}
-        return metrics, clock.seconds | work
+            new = iter(fresh)
+            rollouts = [whole[slot] if slot in whole else next(new) for slot in range(len(asked) * size)]
+        counts = {"reward/unjudged": float(unjudged + heads.unjudged), **heads.metrics()}
+        return Written(group(asked, rollouts, size), fresh, counts, penalised | noted)
 
     def lessons(self, groups: Sequence[Group], now: int, history: History) -> Iterator[Lesson]:
         """Advantages of every group, dealt to the optimiser steps of this step; whole groups to each."""
         config = self.config
-        size = len(groups) // config.updates_per_step
+        size, rng = len(groups) // config.updates_per_step, random.Random(derive(config.seed, "select", now))
         for first in range(0, len(groups), size):
-            part = groups[first : first + size]
+            part, advantages, reference = self.soft.choose(groups[first : first + size], now, history, rng)
             rollouts = tuple(rollout for g in part for rollout in g.rollouts)
             numbers = tuple(first + i for i, g in enumerate(part) for _ in g.rollouts)
-            reference = self.soft.referee.score(rollouts, now, history) if config.needs_reference else None
             if isinstance(config.algorithm, ActorCritic):
                 yield judged(config.algorithm, config.kl, self.engine, Lesson(rollouts, (), numbers, reference))
                 continue
-            advantages = self.soft.advantages(part, reference, now, history)
             if reference is not None and config.kl.in_advantage:
-                credit = self.credit(rollouts, reference)
-                advantages = [a + c for a, c in zip(advantages, credit, strict=True)]
+                added = credit(config, self.engine, rollouts, reference)
+                advantages = [a + c for a, c in zip(advantages, added, strict=True)]
             yield Lesson(rollouts, tuple(advantages), numbers, reference)
-
-    def credit(self, rollouts: Sequence[Rollout], reference: Sequence[Tensor]) -> list[float]:
-        """What the KL adds to the advantages, group by group, from the tokens that may be trained."""
-        masks = [torch.tensor([s.trained for s in r.spans for _ in s.tokens], dtype=torch.bool) for r in rollouts]
-        policy = self.engine.score(rollouts, "policy")
-        pairs = [(p.cpu()[m], q.cpu()[m]) for p, q, m in zip(policy, reference, masks, strict=True)]
-        size = self.config.group_size
-        groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-        return [c for g in groups for c in self.config.kl.credit([p for p, _ in g], [q for _, q in g])]
 
     def measure(self, done: int, metrics: dict[str, float], timings: dict[str, float]) -> dict[str, float]:
         """After `done` steps: evaluate and save when it is time, write the record, say what to show."""
@@ -173,13 +178,8 @@ class Loop:
             self.config.evaluation,
             max_tokens=self.config.max_tokens,
             seed=derive(self.config.seed, "evaluation"),
-            distinct=self.config.task.distinct,
+            task=self.config.task,
         )
-
-
-def group(asked: Sequence[Prompt], rollouts: Sequence[Rollout], size: int) -> list[Group]:
-    """Rollouts in the order of their requests -> the group of each prompt."""
-    return [Group(prompt, tuple(rollouts[i * size : (i + 1) * size])) for i, prompt in enumerate(asked)]
 
 
 class Clock:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stockpot import scoring
+from stockpot.algorithms import SPO
 from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
 from stockpot.plan.base import (
@@ -224,8 +225,21 @@ class Plan:
             decoded=rollouts * mean - saved,
             saved=saved,
             prefilled=config.prompts_per_step * self.mean_prompt + continued * (self.mean_prompt + prefix),
-            learned=rollouts * mean - (saved if trained else 0),
+            learned=(rollouts * mean - (saved if trained else 0)) * self.selected,
         )
+
+    @property
+    def selected(self) -> float:
+        """Share of the rollouts that the update sees. What `select.refill` adds to sampling is not foreseen."""
+        return self.config.select.of(self.config.group_size) / self.config.group_size
+
+    @property
+    def whole_passes(self) -> int:
+        """Passes over all that was sampled: SPO's reference reads whole groups, and for a group's Q0 the policy too."""
+        algorithm = self.config.algorithm
+        if not isinstance(algorithm, SPO):
+            return 0
+        return 1 + (algorithm.q0 == "group" and algorithm.form != "advantage")
 
     @property
     def mean_prompt(self) -> int:
@@ -245,12 +259,14 @@ class Plan:
         prefill = config.prompts_per_step * forward(self.mean_prompt)
         if tokens.prefixed and not isinstance(config.prefixes, Replay):
             prefill += tokens.prefixed * forward(self.mean_prompt + tokens.saved / tokens.prefixed)
-        scored = 1 + config.kl.in_advantage if config.kl.active else 0
+        scored = 1 + config.kl.in_advantage if config.kl.active and not self.whole_passes else 0
         taught = (3 + config.learner.gradient_checkpointing) * config.epochs
         passes = taught + scored + bool(self.critic) + taught * (self.critic == "separate")
         chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
         heads = (3 + chunked) * config.epochs + scored
-        learn = tokens.rollouts * (passes * forward(self.mean_prompt + response) + heads * head * response)
+        learned = tokens.rollouts * self.selected
+        learn = learned * (passes * forward(self.mean_prompt + response) + heads * head * response)
+        learn += tokens.rollouts * self.whole_passes * (forward(self.mean_prompt + response) + head * response)
         return Operations(decode, prefill, learn)
 
 

@@ -43,8 +43,8 @@ def evaluate(options: Eval, config: Config | None) -> None:
     test = prompts.load_prompts(
         config.task, "test", engine.tokenizer, context=engine.context, max_tokens=config.max_tokens
     )
-    sizes = {"max_tokens": config.max_tokens, "seed": options.seed}
-    result = measure(engine, test, config.task.reward, how, **sizes, distinct=config.task.distinct)
+    room, task = config.max_tokens, config.task
+    result = measure(engine, test, task.reward, how, max_tokens=room, seed=options.seed, task=task)
     Console(highlight=False).print(table(result, weights, how, min(how.prompts, len(test))))
     if options.json is not None:
         write_whole(options.json, json.dumps({"model": weights, **result.metrics()}, indent=1) + "\n")
@@ -70,4 +70,6 @@ def table(result: Result, name: str, how: Evaluation, prompts_used: int) -> Tabl
     if result.distinct is not None:
         made.add_row("distinct right answers", str(result.distinct))
     made.add_row("not judged", str(result.unjudged))
+    for label, value in result.observed.items():
+        made.add_row(label.rpartition("/")[2], f"{value:.3f}")
     return made

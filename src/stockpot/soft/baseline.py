@@ -8,6 +8,7 @@ author is the optimal policy this is the same number for every rollout, so the e
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,14 @@ class Seen(NamedTuple):
     log_z: float
     reward: float
     number: int
+
+
+class Chosen(NamedTuple):
+    """What an update learns from: a part of each group, its advantages and the reference's log-probs."""
+
+    groups: list[Group]
+    advantages: list[float]
+    reference: tuple[Tensor, ...] | None
 
 
 class Soft:
@@ -114,6 +123,22 @@ class Soft:
             raise StockpotError(f"cannot write {self.path} ({why}): free some space, then resume.") from error
 
     # --- in a step ----------------------------------------------------------------------------------------------------
+
+    def choose(self, groups: Sequence[Group], now: int, history: History, rng: random.Random) -> Chosen:
+        """Which rollouts of these groups are trained on, their advantages, and what the reference gives their tokens.
+
+        SPO's reference reads whole groups: Q0 is the prompt's own, and rollouts chosen by their rewards would bias it.
+        """
+        config = self.config
+        if isinstance(config.algorithm, SPO):
+            reference = self.referee.score([r for group in groups for r in group.rollouts], now, history)
+            both = iter(zip(self.advantages(groups, reference, now, history), reference, strict=True))
+            part, pairs = config.select(groups, lambda group: [next(both) for _ in group.rollouts], rng)
+            return Chosen(part, [a for a, _ in pairs], tuple(log_probs for _, log_probs in pairs))
+        part, advantages = config.select(groups, config.algorithm.advantages, rng)
+        rollouts = [rollout for group in part for rollout in group.rollouts]
+        known = self.referee.score(rollouts, now, history) if config.needs_reference else None
+        return Chosen(part, advantages, known)
 
     def advantages(
         self, groups: Sequence[Group], reference: Sequence[Tensor] | None, now: int, history: History

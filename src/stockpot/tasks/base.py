@@ -16,6 +16,11 @@ class Task(ABC):
     step_words: ClassVar[tuple[str, ...]] = ()
     """Words that end a step of a response, for rules that cut there."""
 
+    @property
+    def closing(self) -> str:
+        """The words that close the thinking of a response and begin its answer; empty where there are no such."""
+        return ""
+
     @abstractmethod
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
         """All rows of a split, the same at every call. `prompt` is asked; the other columns go to the reward."""
@@ -28,6 +33,18 @@ class Task(ABC):
         """Up to `count` responses by an outsider to the prompt of these columns: its column `demonstration`, if any."""
         found = columns.get("demonstration", ())
         return [found][:count] if isinstance(found, str) else [str(text) for text in found or ()][:count]
+
+    def critique(self, columns: Mapping[str, Any], attempt: str, right: bool) -> str | None:
+        """What the task's own checker says of an attempt, for traces of trial and error; None where it cannot tell."""
+        return None
+
+    def merge(self, columns: Mapping[str, Any], attempts: Sequence[str], critiques: Sequence[str]) -> str | None:
+        """One response that tries, checks, tries again and answers as the last attempt does; None where it cannot."""
+        return None
+
+    def observe(self, completions: Sequence[Any], rewards: Sequence[float]) -> dict[str, float]:
+        """Further figures of these completions, means over them: what the task alone can tell of a response."""
+        return {}
 
     @abstractmethod
     def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:

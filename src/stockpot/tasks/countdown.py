@@ -53,6 +53,10 @@ class Countdown(EmbeddedTask):
         if self.train_prompts < 1 or self.test_prompts < 1:
             raise StockpotError("task.train_prompts and task.test_prompts must be at least 1.")
 
+    @property
+    def closing(self) -> str:
+        return "answer"
+
     def rows(self, split: Split) -> Sequence[Mapping[str, Any]]:
         problems = _problems(self.largest)
         if self.train_prompts + self.test_prompts > len(problems):
@@ -73,6 +77,17 @@ class Countdown(EmbeddedTask):
             float(right(completion, numbers, target))
             for completion, numbers, target in zip(completions, columns["numbers"], columns["target"], strict=True)
         ]
+
+    def observe(self, completions: Sequence[Any], rewards: Sequence[float]) -> dict[str, float]:
+        """How a response tries: its attempts, whether it rejects one, and whether it is right after that."""
+        count = max(len(completions), 1)
+        words = [completion.split() for completion in completions]
+        rejects = ["no" in found for found in words]
+        return {
+            "attempts": sum(found.count("vs") for found in words) / count,
+            "rejected": sum(rejects) / count,
+            "recovered": sum(no and reward > 0.5 for no, reward in zip(rejects, rewards, strict=True)) / count,
+        }
 
     def tokenizer(self) -> Any:
         from tokenizers import Tokenizer, models, pre_tokenizers
@@ -115,6 +130,18 @@ class Countdown(EmbeddedTask):
         numbers, target = tuple(columns["numbers"]), columns["target"]
         rng = random.Random(f"{numbers} {target}")
         return [replace(self, luck=1.0)._trace(numbers, target, rng) for _ in range(count)]
+
+    def critique(self, columns: Mapping[str, Any], attempt: str, right: bool) -> str | None:
+        """The attempt's answer, calculated step by step, and whether it is the target; None for what is no answer."""
+        found = answered(attempt, columns["numbers"])
+        if found is None or not all(0 <= n <= LARGEST for n in (apply(*found[:3]), result(found))):
+            return None  # no answer, or one whose numbers are no tokens
+        return f"{steps(found)} vs {columns['target']} {'yes' if result(found) == columns['target'] else 'no'}"
+
+    def merge(self, columns: Mapping[str, Any], attempts: Sequence[str], critiques: Sequence[str]) -> str | None:
+        """The calculations one after the other, and the last attempt's answer: the form of the demonstrations."""
+        last = answered(attempts[-1], columns["numbers"])
+        return None if last is None else " ".join([*critiques, "answer", expression(last)])
 
     def _trace(self, numbers: tuple[int, ...], target: int, rng: random.Random) -> str:
         words: list[str] = []
@@ -176,23 +203,30 @@ def expression(attempt: Attempt) -> str:
 
 def right(completion: Any, numbers: Sequence[int], target: int) -> bool:
     """Whether what follows the last "answer" uses each number once and makes the target. Total: garbage is wrong."""
+    found = answered(completion, numbers)
+    return found is not None and result(found) == target
+
+
+def answered(completion: Any, numbers: Sequence[int]) -> Attempt | None:
+    """What follows the last "answer", as an attempt that uses each number once; None for anything else."""
     if not isinstance(completion, str):
-        return False
+        return None
     words = completion.rpartition("answer")[2].replace("<stop>", " ").split()
     if len(words) != 7 or "answer" not in completion:
-        return False
+        return None
     if words[0] == "(" and words[4] == ")":
         a, first, b, second, left, inner_first = words[1], words[2], words[3], words[5], words[6], True
     elif words[2] == "(" and words[6] == ")":
         left, second, a, first, b, inner_first = words[0], words[1], words[3], words[4], words[5], False
     else:
-        return False
+        return None
     if not (all(n.isascii() and n.isdigit() for n in (a, b, left)) and {first, second} <= {"+", "-", "*"}):
-        return False
+        return None
     if sorted(map(int, (a, b, left))) != sorted(numbers):
-        return False
+        return None
     middle = apply(int(a), first, int(b))
-    return apply(middle, second, int(left)) == target if inner_first else apply(int(left), second, middle) == target
+    x, y = (middle, int(left)) if inner_first else (int(left), middle)
+    return int(a), first, int(b), x, second, y
 
 
 @cache

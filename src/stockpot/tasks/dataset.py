@@ -35,6 +35,8 @@ class Dataset(Task):
     column `prompt` as it is."""
     only: int = 0
     """Train on this many rows, spread evenly over the training rows; 0 takes all."""
+    closing: str = ""
+    """The words that close the thinking of a response, such as </think>: `stockpot budget` cuts before them."""
 
     def __post_init__(self) -> None:
         if self.only < 0:

@@ -8,6 +8,25 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from stockpot.options.thinking import Budget, Sft, SftData
+from stockpot.types import StockpotError
+
+__all__ = [
+    "BenchOptions",
+    "Budget",
+    "CompareLosses",
+    "Eval",
+    "Grade",
+    "HistoryOptions",
+    "PlanOptions",
+    "Resume",
+    "SelectOptions",
+    "Sft",
+    "SftData",
+    "Show",
+    "parted",
+]
+
 
 @dataclass(frozen=True)
 class Resume:
@@ -149,6 +168,39 @@ class CompareLosses:
 
 
 @dataclass(frozen=True)
+class SelectOptions:
+    """Sample the training prompts and keep those that the policy solves now and then, as a file to train on.
+
+    Besides these it takes every option of `stockpot train`: task, sampling, room for a response, seed.
+    """
+
+    policy: Annotated[Positional[str], arg(metavar="RUN|MODEL")]
+    """A run folder (its last checkpoint is taken), or a model folder or hub id."""
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")] = ""
+    """For a model that is no run: whose task, sampling and room for a response are used (default countdown)."""
+    out: Path | None = None
+    """The file to write: a row for each prompt kept, with its pass rate and interval."""
+    samples: int = 16
+    """Responses to each prompt."""
+    low: float = 0.0
+    """Keep prompts whose pass rate is above this ..."""
+    high: float = 0.3
+    """... and at most this."""
+    keep_zero: bool = False
+    """Keep prompts that were never solved, too."""
+    prompts: int | None = None
+    """Look at this many training prompts, the first; default all."""
+    step: int | None = None
+    """In a run: the checkpoint of this step instead of the last."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise StockpotError(f"--low {self.low:g} and --high {self.high:g} must lie in 0..1, low before high.")
+        if self.samples < 1 or (self.prompts is not None and self.prompts < 1):
+            raise StockpotError("--samples and --prompts must be at least 1.")
+
+
+@dataclass(frozen=True)
 class PlanOptions:
     """What a recipe would take on one device: memory by part, tokens and operations of a step. Nothing is loaded.
 
@@ -171,10 +223,12 @@ def parted(words: list[str], kind: type) -> tuple[list[str], list[str]]:
     """The words that are options of `kind`, with their values, and the rest."""
     if {"-h", "--help"} & set(words):
         return ["--help"], []
-    flags = {"--" + field.name.replace("_", "-") for field in fields(kind)}
+    names = {field.name.replace("_", "-"): field.type == "bool" for field in fields(kind)}
+    flags = {f"--{name}" for name in names} | {f"--no-{name}" for name, alone in names.items() if alone}
+    valued = {f"--{name}" for name, alone in names.items() if not alone}
     own: list[str] = []
     rest: list[str] = []
     for i, word in enumerate(words):
-        follows = i > 0 and words[i - 1] in flags
+        follows = i > 0 and words[i - 1] in valued
         (own if follows or word.partition("=")[0] in flags else rest).append(word)
     return own, rest
