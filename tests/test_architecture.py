@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "snapshots",
     ),
     ("critic",),
+    ("lora",),
     ("fused", "moments", "sandbox"),
     ("diagnostics",),
     ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring"),

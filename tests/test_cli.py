@@ -23,7 +23,7 @@ from stockpot.models import load_tokenizer
 from stockpot.report import rollouts as shown
 
 GOLDEN = Path(__file__).with_name("golden")
-COMMANDS = ("train", "plan", "resume", "eval", "grade", "show", "history", "compare-losses", "bench", "sft")
+COMMANDS = ("train", "plan", "resume", "eval", "export", "grade", "show", "history", "compare-losses", "bench", "sft")
 PICTURE = b"\x89PNG\r\n\x1a\n"
 
 

@@ -7,7 +7,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stockpot.options import BenchOptions, CompareLosses, Eval, Grade, HistoryOptions, PlanOptions, Resume, Show, parted
+from stockpot.options import (
+    BenchOptions,
+    CompareLosses,
+    Eval,
+    Export,
+    Grade,
+    HistoryOptions,
+    PlanOptions,
+    Resume,
+    Show,
+    parted,
+)
 from stockpot.reading import members, new_folder, parse, read_config, recipe_names, refuse
 
 HELP = """\
@@ -18,6 +29,7 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot resume RUN                             go on with a run that was stopped or killed
   stockpot eval RUN|MODEL [OPTIONS]               pass@k on held-out prompts, with intervals
   stockpot eval MODEL --bench NAMES [OPTIONS]     the same on MATH-500, AIME, HumanEval, ...; resumable
+  stockpot export RUN --out DIR                   a checkpoint as one Hugging Face folder, an adapter merged
   stockpot grade FOLDER                           its stored samples graded again
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
   stockpot history RUN [--parquet FILE]           what the run's store of rollouts holds
@@ -60,6 +72,7 @@ def run(words: list[str]) -> int:
         "plan": plan,
         "resume": resume,
         "eval": evaluate,
+        "export": export,
         "grade": grade,
         "show": show,
         "history": history,
@@ -134,6 +147,13 @@ def evaluate(words: list[str]) -> None:
     if not (Path(options.model) / "metrics.jsonl").exists():
         _, _, config = read_config("stockpot eval", [options.recipe, "--model", options.model])
     go(options, config)
+
+
+def export(words: list[str]) -> None:
+    """`stockpot export`."""
+    from stockpot.report.export import export as go
+
+    go(parse("stockpot export", Export, words))
 
 
 def grade(words: list[str]) -> None:
