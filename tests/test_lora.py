@@ -369,7 +369,7 @@ def test_a_checkpoint_is_evaluated_beside_its_past_and_exported(run: Path, tmp_p
     assert names == set(snapshot(run / "start"))
     whole, part = load_model(str(tmp_path / "out"), CPU), load_model(str(run / "checkpoints" / "step-6"), CPU)
     with History.open(run / "history.sqlite", read_only=True) as history:
-        rollouts = history.find()[:12]
+        rollouts = list(history.find())[:12]
     one, other = (Policy(model, Learner()).score(rollouts, "policy") for model in (whole, part))
     assert max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True)) < 1e-5
     start = Policy(load_model(str(run / "start"), CPU), Learner()).score(rollouts, "policy")

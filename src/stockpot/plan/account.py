@@ -215,7 +215,7 @@ class Plan:
         )  # fmt: skip
         layer = self.saved_per_token()
         if learner.gradient_checkpointing:
-            kept, how, again = float(shape.layers * MASTER * shape.hidden), "each layer's input", layer
+            kept, how, again = float(shape.layers * self.stored * shape.hidden), "each layer's input", layer
         else:
             kept, how, again = shape.layers * layer, f"{shape.layers} layers x {layer:,.0f}", 0.0
         yield Part("activations", "learning", tokens * kept, f"{tokens} tokens x {how}")
