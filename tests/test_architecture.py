@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shelf",
     ),
     ("critic",),
+    ("lora",),
     ("fused", "moments", "sandbox"),
     ("diagnostics",),
     ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring", "selection", "written"),

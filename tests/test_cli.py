@@ -24,8 +24,8 @@ from stockpot.report import rollouts as shown
 
 GOLDEN = Path(__file__).with_name("golden")
 COMMANDS = (
-    "train", "plan", "resume", "eval", "grade", "budget", "show", "history", "compare-losses", "bench", "select", "sft",
-    "sft-data",
+    "train", "plan", "resume", "eval", "export", "grade", "budget", "show", "history", "compare-losses", "bench",
+    "select", "sft", "sft-data",
 )  # fmt: skip
 PICTURE = b"\x89PNG\r\n\x1a\n"
 

@@ -12,6 +12,7 @@ from stockpot.options import (
     Budget,
     CompareLosses,
     Eval,
+    Export,
     Grade,
     HistoryOptions,
     PlanOptions,
@@ -32,6 +33,7 @@ stockpot: reinforcement learning for language models from what their own past po
   stockpot resume RUN                             go on with a run that was stopped or killed
   stockpot eval RUN|MODEL [OPTIONS]               pass@k on held-out prompts, with intervals
   stockpot eval MODEL --bench NAMES [OPTIONS]     the same on MATH-500, AIME, HumanEval, ...; resumable
+  stockpot export RUN --out DIR                   a checkpoint as one Hugging Face folder, an adapter merged
   stockpot grade FOLDER                           its stored samples graded again
   stockpot budget RUN|MODEL [OPTIONS]             accuracy against thinking tokens, for several checkpoints
   stockpot show RUN [OPTIONS]                     rollouts in the terminal, tokens coloured by author
@@ -77,6 +79,7 @@ def run(words: list[str]) -> int:
         "plan": plan,
         "resume": resume,
         "eval": evaluate,
+        "export": export,
         "grade": grade,
         "budget": budget,
         "show": show,
@@ -154,6 +157,13 @@ def evaluate(words: list[str]) -> None:
     if not (Path(options.model) / "metrics.jsonl").exists():
         _, _, config = read_config("stockpot eval", [options.recipe, "--model", options.model])
     go(options, config)
+
+
+def export(words: list[str]) -> None:
+    """`stockpot export`."""
+    from stockpot.report.export import export as go
+
+    go(parse("stockpot export", Export, words))
 
 
 def grade(words: list[str]) -> None:

@@ -161,6 +161,10 @@ class Config:
             )
         self._check_select()
         self._check_soft()
+        if self.learner.lora.rank and isinstance(self.algorithm, ActorCritic) and self.algorithm.critic.kind != "head":
+            raise StockpotError(
+                "a separate critic would be a second whole model beside the adapter: set algorithm.critic.kind to head."
+            )
         if not self.model and not isinstance(self.task, EmbeddedTask):
             raise StockpotError(f"{type(self.task).__name__} brings no model of its own: give one with --model.")
 

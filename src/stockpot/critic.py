@@ -31,9 +31,8 @@ class Critic:
         embedding = model.get_output_embeddings().weight
         self.backbone: Any = copy.deepcopy(split_model(model)[0]) if options.kind == "separate" else None
         """Its own model without a head; None where it reads the policy's."""
-        self.head = torch.nn.Linear(
-            embedding.shape[1], 1, device=embedding.device, dtype=next(model.parameters()).dtype
-        )
+        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)  # frozen weights may have less
+        self.head = torch.nn.Linear(embedding.shape[1], 1, device=embedding.device, dtype=dtype)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []

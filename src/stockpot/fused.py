@@ -56,14 +56,14 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scale = ctx.saved_tensors
         grad, size = grad.to(x.dtype), x.shape[-1]
         product = (x * grad).reshape(-1, size)
         mean = product.mv(weight).div_(size).view_as(scale)
         return (
             (grad * scale).mul_(weight).addcmul_(x, mean.mul_(scale.pow(3)), value=-1),
-            product.t().mv(scale.reshape(-1)),
+            product.t().mv(scale.reshape(-1)) if ctx.needs_input_grad[1] else None,
             None,
             None,
         )

@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 import torch
 
+from stockpot import lora
 from stockpot.types import StockpotError
 
 
@@ -29,11 +30,17 @@ def pick_device(wish: str) -> torch.device:
 
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal language model from a folder or a hub id, in float32 master weights, every one of them finite."""
+    """A causal language model from a folder or a hub id, in float32 master weights, every one of them finite.
+
+    A folder that holds a LoRA adapter gives its base with the adapter in it, which alone may learn.
+    """
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, name, dtype=dtype)
+    base = lora.base_of(Path(name))
+    model = _load(AutoModelForCausalLM, base or name, dtype=dtype)
     model.to(device)
+    if base:
+        lora.load(model, Path(name))
     check_finite(model, name)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +15,11 @@ from stockpot.types import StockpotError
 
 Named = Sequence[tuple[str, Tensor]]
 """Parameters in the optimiser's order."""
+
+
+def trained(model: Any) -> Named:
+    """The parameters of a model that an optimiser moves."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def named(optimizer: torch.optim.Optimizer, parameters: Named) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stockpot import batching, diagnostics, fused, moments, ops, scoring
+from stockpot import batching, diagnostics, fused, lora, moments, ops, scoring
 from stockpot.algorithms.base import Algorithm, denominator
 from stockpot.critic import Critic
+from stockpot.lora import LoRA
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.scoring import split_model
 from stockpot.types import Author, Batch, Rollout, StockpotError, Totals
@@ -46,6 +46,8 @@ class Learner:
     """What matrices are multiplied in; weights and optimiser stay in float32. auto: bfloat16 on a GPU, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations backward: less memory, a third more time."""
+    lora: LoRA = LoRA()
+    """Train an adapter, not the model's own weights."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.tokens_per_pass < 1 or self.logits_mb < 1:
@@ -70,6 +72,7 @@ class Policy:
         self.skipped_steps = 0
         self._reference: Any = None
         self.critic: Critic | None = None
+        lora.adapt(model, learner.lora)
         if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
             model.float()  # a step of 1e-4 is lost on a weight that has 8 bits
         fused.speed_up(model)
@@ -80,7 +83,7 @@ class Policy:
         model.eval()
         with self.precision():
             scoring.check_head(model)
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = [p for _, p in moments.trained(model)]
         self.optimizer = torch.optim.AdamW(
             parameters,
             lr=learner.learning_rate,
@@ -104,15 +107,15 @@ class Policy:
 
     @property
     def reference(self) -> Any:
-        """The model that a KL is measured against; None until there is one. What is put here is frozen."""
+        """What a KL is measured against, a model or a `lora.Reference`; None until there is one. A model is frozen."""
         return self._reference
 
     @reference.setter
     def reference(self, model: Any) -> None:
         """Run by the same code as the policy, so that equal weights give equal bits, and a KL of exactly 0."""
-        self._reference = None if model is None else model.eval().requires_grad_(False)
-        if model is not None:
-            fused.speed_up(model)
+        self._reference = model
+        if model is not None and not isinstance(model, lora.Reference):
+            fused.speed_up(model.eval().requires_grad_(False))
 
     @property
     def author(self) -> Author:
@@ -167,8 +170,8 @@ class Policy:
         for chosen in batching.split(lengths, self.learner.tokens_per_pass):
             some = [rollouts[i] for i in chosen]
             batch = batching.collate(some, [0.0] * len(some), pad=self.pad, device=self.device)
-            model = self.reference if of == "reference" else None
-            found = self.values(batch) if of == "critic" else self.log_probs(batch, model=model)[0]
+            with lora.dressed(self.reference if of == "reference" else None) as model:
+                found = self.values(batch) if of == "critic" else self.log_probs(batch, model=model)[0]
             for i, piece in zip(chosen, torch.split(found, [len(rollout) for rollout in some]), strict=True):
                 scored[i] = piece
         return scored
@@ -260,20 +263,20 @@ class Policy:
     @torch.no_grad()
     def move_reference(self, rate: float) -> None:
         """reference += rate * (policy - reference)."""
-        for old, new in zip(self.reference.parameters(), self.model.parameters(), strict=True):
+        for (_, old), (_, new) in zip(self.reference.named_parameters(), lora.moving(self.model), strict=True):
             old.lerp_(new, rate)
 
     # --- save and restore ------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         """Weights as Hugging Face does, the optimiser's state and the reference beside them; no pickle anywhere."""
-        self.model.save_pretrained(folder)
-        tensors = moments.named(self.optimizer, self._trained())
+        lora.save(self.model, folder) if lora.adapted(self.model) else self.model.save_pretrained(folder)
+        tensors = moments.named(self.optimizer, moments.trained(self.model))
         # as tensors, since the order of safetensors' own notes changes from one writing to the next
         counts = {name: torch.tensor(getattr(self, name)) for name in COUNTS}
         save_file(tensors | counts, folder / OPTIMIZER)
-        if self.reference is not None:
-            save_file(dict(self.reference.named_parameters()), folder / REFERENCE)
+        if self.reference is not None and (own := dict(self.reference.named_parameters())):
+            save_file(own, folder / REFERENCE)
         if self.critic is not None:
             self.critic.save(folder)
 
@@ -281,19 +284,16 @@ class Policy:
         """Everything that `save` wrote but the weights, which the model was loaded with. All of it, or an error."""
         stored = moments.read(folder / OPTIMIZER)
         counts = {name: int(stored.pop(name, 0)) for name in COUNTS}
-        state = moments.sorted_out(stored, self._trained(), folder / OPTIMIZER)
+        state = moments.sorted_out(stored, moments.trained(self.model), folder / OPTIMIZER)
         reference = None
         if (folder / REFERENCE).exists():
-            reference = copy.deepcopy(self.model)
+            reference = lora.twin(self.model)
             moments.copy_into(list(reference.named_parameters()), moments.read(folder / REFERENCE), folder / REFERENCE)
         if self.critic is not None:
             self.critic.restore(folder)
         moments.remember(self.optimizer, state)
         self.version, self.skipped_steps = counts["version"], counts["skipped_steps"]
         self.reference = reference if reference is not None else self.reference
-
-    def _trained(self) -> list[tuple[str, Tensor]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
 
 OPTIMIZER, REFERENCE = "optimizer.safetensors", "reference.safetensors"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from stockpot import lora
 from stockpot.models import is_folder, load_config
 from stockpot.types import StockpotError
 
@@ -71,6 +72,8 @@ class Shape:
     """The model's context; 0 where it has no limit."""
     normed_heads: bool
     """Whether queries and keys have a norm of their own, as Qwen3's."""
+    linears: tuple[tuple[str, int], ...] = ()
+    """Linear layers by the last part of their names: inputs and outputs, summed over all that are called so."""
 
 
 def shape_of(name: str) -> Shape:
@@ -124,6 +127,7 @@ def measure(config: Any, name: str, source: str) -> Shape:
         vocabulary=embedding.shape[0],
         positions=getattr(text, "max_position_embeddings", None) or 0,
         normed_heads=any(name.endswith("q_norm") for name in names),
+        linears=tuple(sorted(lora.linears(model).items())),
     )
 
 

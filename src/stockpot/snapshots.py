@@ -1,4 +1,7 @@
-"""Past weights of the policy, so that it can still write as it did: the newest few, in memory or as files."""
+"""Past weights of the policy, so that it can still write as it did: the newest few, in memory or as files.
+
+Of a model with an adapter, only the adapter's.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stockpot.lora import moving
 from stockpot.types import StockpotError
 
 
@@ -35,7 +39,7 @@ class Snapshots:
     @torch.no_grad()
     def take(self, version: int, model: Any) -> None:
         """Remember the model as it is now; the oldest beyond the number kept is forgotten."""
-        weights = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+        weights = {name: parameter.detach().cpu().clone() for name, parameter in moving(model)}
         self._held[version] = weights if self.folder is None else self._write(weights, self.folder, version)
         for old in self.versions[: -self.keep]:
             gone = self._held.pop(old)
@@ -47,7 +51,7 @@ class Snapshots:
         """Give `model` the weights of that version."""
         held = self._held[version]
         weights = _read(held) if isinstance(held, Path) else held
-        own = dict(model.named_parameters())
+        own = dict(moving(model))
         if {name: tensor.shape for name, tensor in weights.items()} != {n: p.shape for n, p in own.items()}:
             raise StockpotError(f"the snapshot of version {version} is of another model: resume the run it belongs to.")
         for name, parameter in own.items():

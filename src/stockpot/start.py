@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from stockpot import batching, console
+from stockpot import batching, console, lora
 from stockpot.algorithms import Supervised
 from stockpot.config import Config, Start
 from stockpot.models import pick_device
@@ -80,6 +80,7 @@ def check(config: Config, task: EmbeddedTask) -> None:
 
 def prepare(config: Config, folder: Path) -> str:
     """Where the policy starts from: the model asked for, or the task's own, taught once into the run folder."""
+    lora.ready(config.learner.lora)  # before a minute goes into teaching
     if config.model:
         return config.model
     if not (folder / "config.json").exists():

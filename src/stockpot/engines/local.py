@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stockpot import batching, fused
+from stockpot import batching, fused, lora
 from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
 from stockpot.critic import Critic
@@ -19,6 +19,7 @@ from stockpot.models import load_model, load_tokenizer, pick_device, stop_tokens
 from stockpot.policy import Policy, Update
 from stockpot.prefixes import LiveRule
 from stockpot.samplers.torch import TorchSampler
+from stockpot.seeds import derive
 from stockpot.snapshots import Snapshots
 from stockpot.types import Author, Request, Rollout, StockpotError
 
@@ -40,20 +41,21 @@ class LocalEngine(Engine):
         self.tokenizer = load_tokenizer(origin)
         device = pick_device(config.device)
         self.pad = self.tokenizer.pad_token_id or 0
-        self.policy = Policy(load_model(weights, device), config.learner, run=run, pad=self.pad)
+        self.policy = Policy(self._model(weights, origin, device), config.learner, run=run, pad=self.pad)
         self.version = self.policy.version = version
         if isinstance(config.algorithm, ActorCritic) and scratch is not None:
             self.policy.critic = Critic(config.algorithm.critic, self.policy.model)
         if version > 0:
             self.policy.restore(Path(weights))
         if config.needs_reference and self.policy.reference is None:
-            self.policy.reference = load_model(origin, device).eval().requires_grad_(False)
+            moves = config.kl.reference != "frozen"
+            own = lora.Reference(self.policy.model, moves) if config.learner.lora.rank else load_model(origin, device)
+            self.policy.reference = own
         self.context = getattr(self.policy.model.config, "max_position_embeddings", 0) or 0
         self.stops = stop_tokens(self.policy.model, self.tokenizer)
         self.sampler = self._sampler(self.policy.model)
         self.snapshots: Snapshots | None = None
-        self._past: TorchSampler | None = None
-        self._writer: TorchSampler | None = None
+        self._others: dict[int, TorchSampler] = {}
         self.late = Snapshots(1) if config.refresh_every > 1 else None
         if self.late is not None:
             self.late.restore(Path(weights) / LATE) if version > 0 else self.late.take(0, self.policy.model)
@@ -61,6 +63,18 @@ class LocalEngine(Engine):
         if isinstance(rule, LiveRule) and scratch is not None:
             self.snapshots = Snapshots(rule.keep, scratch if rule.where == "disk" else None)
             self.snapshots.restore(Path(weights)) if version > 0 else self.snapshots.take(0, self.policy.model)
+
+    def _model(self, weights: str, origin: str, device: torch.device) -> Any:
+        """The model of these weights; with LoRA, frozen, and an adapter in it: that of the weights, or a new one."""
+        options, wish = self.config.learner.lora, self.config.learner.dtype
+        half = options.keeps_half(wish == "bfloat16" or (wish == "auto" and device.type == "cuda"))
+        model = load_model(weights, device, torch.bfloat16 if half else torch.float32)
+        if not options.rank and lora.adapted(model):
+            lora.merge(model)
+        if weights == origin and lora.adapted(model):
+            raise StockpotError(f"{origin} is an adapter itself: `stockpot export` it, and train what that writes.")
+        lora.adapt(model, options, base=origin, seed=derive(self.config.seed, "lora"))
+        return model
 
     def _sampler(self, model: Any) -> TorchSampler:
         author, rows = self.policy.author, self.config.decode_rows
@@ -75,12 +89,21 @@ class LocalEngine(Engine):
             self.sampler.author = self.policy.author
             return self.sampler.continue_(requests, seed)
         if self.late is not None and version in self.late.versions:
-            self._writer = self._load(self._writer, self.late, version)
-            return self._writer.continue_(requests, seed)
+            return self._by_past(requests, seed, self.late, version)
         if self.snapshots is None or version not in self.past:
             raise StockpotError(f"version {version} cannot write any more: kept are {list(self.past)}.")
-        self._past = self._load(self._past, self.snapshots, version)
-        return self._past.continue_(requests, seed)
+        return self._by_past(requests, seed, self.snapshots, version)
+
+    def _by_past(self, requests: Sequence[Request], seed: int, snapshots: Snapshots, version: int) -> list[Rollout]:
+        """Continuations by an older version: in a model of its own, or by the policy's with the older adapter in it."""
+        if lora.adapted(self.policy.model):
+            with lora.borrowed(self.policy.model):
+                snapshots.load(version, self.policy.model)
+                self.sampler.author = Author(self.policy.run, version)
+                return self.sampler.continue_(requests, seed)
+        place = id(snapshots)
+        self._others[place] = self._load(self._others.get(place), snapshots, version)
+        return self._others[place].continue_(requests, seed)
 
     def _load(self, sampler: TorchSampler | None, snapshots: Snapshots, version: int) -> TorchSampler:
         """A sampler with the weights of that version: the one given, or a new one with a model of its own."""

@@ -92,6 +92,20 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Export:
+    """A checkpoint as one plain Hugging Face folder: weights and tokenizer, an adapter merged into its base."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN|CHECKPOINT")]
+    """A run folder (its last checkpoint is taken), or a checkpoint's own folder."""
+    out: Path
+    """The folder to write; it must not hold anything yet."""
+    step: int | None = None
+    """In a run: the checkpoint of this step instead of the last."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the weights written; merging is done in float32 either way."""
+
+
+@dataclass(frozen=True)
 class Grade:
     """Grade the stored samples of a benchmark evaluation again; nothing is sampled."""
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stockpot import scoring
-from stockpot.algorithms import SPO
+from stockpot import lora, scoring
 from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
 from stockpot.plan.base import (
-    CACHED,
     DEVICES,
     DRAWN,
     GB,
     HALF,
+    KINDS,
     LOOK,
     MASTER,
     MOMENTS,
@@ -30,6 +29,7 @@ from stockpot.plan.base import (
     Phase,
     Tokens,
 )  # fmt: skip
+from stockpot.plan.lengths import longest_prefix, mean_prefix, whole_passes
 from stockpot.prefixes import FromHistory, LiveRule, Replay
 from stockpot.samplers.torch import PREFILL_TOKENS
 from stockpot.shapes import Shape, memory_here
@@ -62,6 +62,23 @@ class Plan:
         """Whether matrices are multiplied in bfloat16 while learning."""
         wish = self.config.learner.dtype
         return wish == "bfloat16" or (wish == "auto" and self.device != "cpu")
+
+    @property
+    def adapter(self) -> int:
+        """Parameters of the LoRA adapter; 0 where the model itself is trained."""
+        options = self.config.learner.lora
+        sizes = dict(self.shape.linears)
+        return options.rank * sum(sizes[name] for name in lora.chosen(sizes, options.targets)) if options.rank else 0
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have gradients and moments."""
+        return self.adapter or self.shape.parameters
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a weight of the model as it lies in memory, and as it decodes."""
+        return HALF if self.config.learner.lora.keeps_half(self.mixed) else MASTER
 
     @property
     def longest_prompt(self) -> int:
@@ -104,13 +121,15 @@ class Plan:
         """Bytes that one layer keeps of a token for its backward pass, without gradient checkpointing."""
         shape, plain = self.shape, self.device == "cpu"  # there norms and rotary positions are stockpot's own
         wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        b = HALF if self.mixed else MASTER
+        b, low = HALF if self.mixed else MASTER, self.config.learner.lora
+        own = self.mixed and (not plain or self.adapter > 0)  # whether each product rounds its input for itself
+        thin = b * low.rank * len(lora.chosen(dict(shape.linears), low.targets)) if self.adapter else 0
         stream = 2 * MASTER * shape.hidden
         # before its weight, in transformers' own norm; then for each product: one copy in bfloat16, or one for all
-        normed = (0 if plain else 2 * MASTER * shape.hidden) + (5 if self.mixed and not plain else 2) * b * shape.hidden
+        normed = (0 if plain else 2 * MASTER * shape.hidden) + (5 if own else 2) * b * shape.hidden
         heads = (1 if plain else 2) * MASTER * (wide + narrow) if shape.normed_heads else 0
         attention = (MASTER if plain else b) * (2 * wide + 2 * narrow) + b * wide  # q, k, v, their result; o's input
-        return stream + normed + heads + attention + 4 * b * shape.intermediate
+        return stream + normed + heads + attention + 4 * b * shape.intermediate + thin
 
     @property
     def critic(self) -> str:
@@ -127,9 +146,27 @@ class Plan:
 
     def parts(self) -> Iterator[Part]:
         """The account, line by line."""
+        p, t, stored = self.shape.parameters, self.trained, self.stored
+        if self.adapter:
+            yield Part(f"weights, frozen, {KINDS[stored]}", "always", stored * p, f"{p:,} x {stored}")
+        yield Part(
+            "adapter, float32" if self.adapter else "weights, float32", "always", MASTER * t, f"{t:,} x {MASTER}"
+        )
+        yield Part("AdamW's moments", "always", MOMENTS * MASTER * t, f"{t:,} x {MOMENTS} x {MASTER}")
+        if self.adapter:
+            yield from self._other_adapters()
+        else:
+            yield from self._other_models()
+        if self.critic == "separate":
+            c = self.critic_size
+            yield Part("critic", "always", (1 + MOMENTS) * MASTER * c, f"{c:,} x {(1 + MOMENTS) * MASTER}, moments too")
+            rounded = HALF if self.mixed else 0
+            yield Part("critic's gradients", "learning", (MASTER + rounded) * c, f"{c:,} x {MASTER + rounded}")
+        yield from self._sampling()
+        yield from self._learning()
+
+    def _other_models(self) -> Iterator[Part]:
         p, config = self.shape.parameters, self.config
-        yield Part("weights, float32", "always", MASTER * p, f"{p:,} x {MASTER}")
-        yield Part("AdamW's moments", "always", MOMENTS * MASTER * p, f"{p:,} x {MOMENTS} x {MASTER}")
         yield Part("reference model", "always", MASTER * p if config.needs_reference else 0, "only with a KL, or SPO")
         rule = config.prefixes
         live = isinstance(rule, LiveRule)
@@ -139,17 +176,19 @@ class Plan:
         yield Part("past policy", "always", MASTER * p if live else 0, where)
         if config.refresh_every > 1:
             yield Part("policy that writes", "always", MASTER * p, f"refreshed every {config.refresh_every} steps")
-        if self.critic == "separate":
-            c = self.critic_size
-            yield Part("critic", "always", (1 + MOMENTS) * MASTER * c, f"{c:,} x {(1 + MOMENTS) * MASTER}, moments too")
-            rounded = HALF if self.mixed else 0
-            yield Part("critic's gradients", "learning", (MASTER + rounded) * c, f"{c:,} x {MASTER + rounded}")
-        yield from self._sampling()
-        yield from self._learning()
+
+    def _other_adapters(self) -> Iterator[Part]:
+        a, config = self.adapter, self.config
+        moves = config.needs_reference and config.kl.reference != "frozen"
+        yield Part("reference's adapter", "always", MASTER * a if moves else 0, "a frozen one is the model without any")
+        swapped = isinstance(config.prefixes, LiveRule) or config.refresh_every > 1
+        yield Part(
+            "adapter put aside", "always", MASTER * a if swapped or moves else 0, "while an older one is in its place"
+        )
 
     def _sampling(self) -> Iterator[Part]:
         shape, rows, columns = self.shape, self.rows, self.columns
-        layer = 2 * shape.kv_heads * shape.head_dim * CACHED
+        layer = 2 * shape.kv_heads * shape.head_dim * self.stored
         yield Part(
             "keys and values", "sampling", rows * columns * layer * shape.layers,
             f"{rows} rows x {columns} columns x {shape.layers} layers x {layer}",
@@ -157,7 +196,7 @@ class Plan:
         yield Part("one layer's again", "sampling", rows * columns * layer, "moved, or laid out for the product")
         context = self.longest_prompt + longest_prefix(self.config)
         tokens = min(max(PREFILL_TOKENS, context), rows * context)
-        wide = MASTER * (4 * shape.hidden + 3 * shape.intermediate + 3 * shape.heads * shape.head_dim)
+        wide = self.stored * (4 * shape.hidden + 3 * shape.intermediate + 3 * shape.heads * shape.head_dim)
         prefill, drawing = tokens * wide, rows * shape.vocabulary * DRAWN
         yield Part(
             "prefill, or drawing tokens", "sampling", max(prefill, drawing),
@@ -166,16 +205,17 @@ class Plan:
 
     def _learning(self) -> Iterator[Part]:
         shape, learner, tokens = self.shape, self.config.learner, self.pass_tokens
-        p = shape.parameters
-        yield Part("gradients, float32", "learning", MASTER * p, f"{p:,} x {MASTER}")
-        products = p - (0 if shape.tied else shape.embedding)
+        t = self.trained
+        yield Part("gradients, float32", "learning", MASTER * t, f"{t:,} x {MASTER}")
+        products = shape.parameters - (0 if shape.tied else shape.embedding)
+        products = self.adapter + (products if self.stored == MASTER else 0)
         yield Part(
             "weights, bfloat16", "learning", HALF * products if self.mixed else 0,
             f"{products:,} x {HALF}, by autocast" if self.mixed else "none: products in float32",
         )  # fmt: skip
         layer = self.saved_per_token()
         if learner.gradient_checkpointing:
-            kept, how, again = float(shape.layers * MASTER * shape.hidden), "each layer's input", layer
+            kept, how, again = float(shape.layers * self.stored * shape.hidden), "each layer's input", layer
         else:
             kept, how, again = shape.layers * layer, f"{shape.layers} layers x {layer:,.0f}", 0.0
         yield Part("activations", "learning", tokens * kept, f"{tokens} tokens x {how}")
@@ -185,7 +225,7 @@ class Plan:
             "logits, or a layer's work", "learning", max(logits, working),
             f"in turn: {logits / GB:.2f} within logits_mb {learner.logits_mb}, {working / GB:.2f} for a layer",
         )  # fmt: skip
-        largest = shape.embedding * (MASTER + (HALF if self.mixed else 0))
+        largest = 0 if self.adapter else shape.embedding * (MASTER + (HALF if self.mixed else 0))
         yield Part("the head's gradient again", "learning", largest, "before it is added to the others")
 
     def peak(self, phase: Phase) -> float:
@@ -234,14 +274,6 @@ class Plan:
         return self.config.select.of(self.config.group_size) / self.config.group_size
 
     @property
-    def whole_passes(self) -> int:
-        """Passes over all that was sampled: SPO's reference reads whole groups, and for a group's Q0 the policy too."""
-        algorithm = self.config.algorithm
-        if not isinstance(algorithm, SPO):
-            return 0
-        return 1 + (algorithm.q0 == "group" and algorithm.form != "advantage")
-
-    @property
     def mean_prompt(self) -> int:
         return min(self.assumed.mean_prompt, self.longest_prompt)
 
@@ -259,32 +291,14 @@ class Plan:
         prefill = config.prompts_per_step * forward(self.mean_prompt)
         if tokens.prefixed and not isinstance(config.prefixes, Replay):
             prefill += tokens.prefixed * forward(self.mean_prompt + tokens.saved / tokens.prefixed)
-        scored = 1 + config.kl.in_advantage if config.kl.active and not self.whole_passes else 0
-        taught = (3 + config.learner.gradient_checkpointing) * config.epochs
+        whole = whole_passes(config.algorithm)
+        scored = 1 + config.kl.in_advantage if config.kl.active and not whole else 0
+        each = 2 if self.adapter else 3  # the frozen weights have no gradient, what passes through them has
+        taught = (each + config.learner.gradient_checkpointing) * config.epochs
         passes = taught + scored + bool(self.critic) + taught * (self.critic == "separate")
         chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
-        heads = (3 + chunked) * config.epochs + scored
+        heads = (each + chunked) * config.epochs + scored
         learned = tokens.rollouts * self.selected
         learn = learned * (passes * forward(self.mean_prompt + response) + heads * head * response)
-        learn += tokens.rollouts * self.whole_passes * (forward(self.mean_prompt + response) + head * response)
+        learn += tokens.rollouts * whole * (forward(self.mean_prompt + response) + head * response)
         return Operations(decode, prefill, learn)
-
-
-def longest_prefix(config: Config) -> int:
-    """Most tokens that a prefix can have; as many as a response, where the rule is not known here."""
-    rule = config.prefixes
-    if rule.wanted(config.group_size, config.steps) == 0 or isinstance(rule, Replay):
-        return 0
-    if not isinstance(rule, FromHistory):
-        return config.max_tokens
-    if rule.where == "tokens":
-        return min(rule.cut_tokens, config.max_tokens)
-    return round(max(rule.cut_high, rule.cut_high_end if rule.schedule != "constant" else 0) * config.max_tokens)
-
-
-def mean_prefix(config: Config, response: float) -> float:
-    """Tokens of a prefix in the mean, cut from responses of the mean length."""
-    rule = config.prefixes
-    if not isinstance(rule, FromHistory):
-        return response / 2
-    return min(rule.cut_tokens, response) if rule.where == "tokens" else (rule.cut_low + rule.cut_high) / 2 * response

@@ -14,8 +14,7 @@ MOMENTS = 2
 """AdamW's moments per parameter."""
 HALF = 2
 """Bytes of a number in bfloat16."""
-CACHED = 4
-"""Bytes of a cached key or value: the local engine decodes with the master weights, outside bfloat16."""
+KINDS = {HALF: "bfloat16", MASTER: "float32"}
 DRAWN = 24
 """Bytes per logit of a decoding step: logits, probabilities and their sums (float64) while tokens are drawn."""
 LOOK = 8

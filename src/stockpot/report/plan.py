@@ -128,8 +128,9 @@ def assumptions(plan: Plan) -> Iterator[str]:
     yield f"the mean prompt has {plan.mean_prompt} tokens (--mean-prompt)"
     yield f"a response has {assumed.response:g} of max_tokens in the mean (--response), prefixes are cut from such ones"
     yield f"{assumed.reserve:.0%} of the device is left to its driver and to gaps (--reserve)"
-    yield f"weights, gradients and AdamW's {law.MOMENTS} moments have {law.MASTER} bytes a number, all on the device"
-    yield f"a cached key or value has {law.CACHED} bytes: the local engine decodes in float32"
+    learnt = "an adapter's weights" if plan.adapter else "weights"
+    yield f"{learnt}, gradients and AdamW's {law.MOMENTS} moments have {law.MASTER} bytes a number, all on the device"
+    yield f"a cached key or value has {plan.stored} bytes: the local engine decodes with the weights as they lie there"
     yield (
         f"the cache has a column for every token of the longest prompt, of the longest prefix, and of a response (two "
         f"where rows are filled again), and {law.LOOK} more on a GPU"

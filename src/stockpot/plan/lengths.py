@@ -1,0 +1,34 @@
+"""What follows from a configuration alone: how long its prefixes are, how often all that was sampled is read again."""
+
+from __future__ import annotations
+
+from stockpot.algorithms import SPO, Algorithm
+from stockpot.config import Config
+from stockpot.prefixes import FromHistory, Replay
+
+
+def longest_prefix(config: Config) -> int:
+    """Most tokens that a prefix can have; as many as a response, where the rule is not known here."""
+    rule = config.prefixes
+    if rule.wanted(config.group_size, config.steps) == 0 or isinstance(rule, Replay):
+        return 0
+    if not isinstance(rule, FromHistory):
+        return config.max_tokens
+    if rule.where == "tokens":
+        return min(rule.cut_tokens, config.max_tokens)
+    return round(max(rule.cut_high, rule.cut_high_end if rule.schedule != "constant" else 0) * config.max_tokens)
+
+
+def mean_prefix(config: Config, response: float) -> float:
+    """Tokens of a prefix in the mean, cut from responses of the mean length."""
+    rule = config.prefixes
+    if not isinstance(rule, FromHistory):
+        return response / 2
+    return min(rule.cut_tokens, response) if rule.where == "tokens" else (rule.cut_low + rule.cut_high) / 2 * response
+
+
+def whole_passes(algorithm: Algorithm) -> int:
+    """Passes over all that was sampled: SPO's reference reads whole groups, and for a group's Q0 the policy too."""
+    if not isinstance(algorithm, SPO):
+        return 0
+    return 1 + (algorithm.q0 == "group" and algorithm.form != "advantage")
