@@ -114,7 +114,7 @@ def test_it_begins_as_the_model_it_was_put_into_to_the_bit() -> None:
 
 def grads(learner: Policy, batch: Batch) -> dict[str, Tensor]:
     """The gradient of a weighted sum of log-probs, by parameter."""
-    learner.model.zero_grad(set_to_none=True)
+    learner.model.train().zero_grad(set_to_none=True)  # activations are recomputed in training only
     log_probs, _ = learner.log_probs(batch)
     (log_probs * torch.linspace(-1, 1, len(log_probs), dtype=log_probs.dtype)).sum().backward()
     return {name: p.grad for name, p in learner.model.named_parameters() if p.grad is not None}
@@ -375,7 +375,7 @@ def test_a_checkpoint_is_evaluated_beside_its_past_and_exported(run: Path, tmp_p
     start = Policy(load_model(str(run / "start"), CPU), Learner()).score(rollouts, "policy")
     assert max(float((a - b).abs().max()) for a, b in zip(one, start, strict=True)) > 0.01
     by_run, by_export, by_folder = (
-        stockpot("eval", what, *more, "--samples", 2).out.partition("\n")[2]
+        stockpot("eval", what, *more, "--samples", 2).out.partition("┏")[2]
         for what, more in (
             (run, ()), (tmp_path / "out", ("--recipe", TINY)), (run / "checkpoints" / "step-6", ("--recipe", TINY)),
         )
