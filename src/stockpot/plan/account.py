@@ -29,7 +29,7 @@ from stockpot.plan.base import (
     Phase,
     Tokens,
 )  # fmt: skip
-from stockpot.plan.lengths import longest_prefix, mean_prefix, whole_passes
+from stockpot.plan.lengths import longest_prefix, mean_prefix, selected, whole_passes
 from stockpot.prefixes import FromHistory, LiveRule, Replay
 from stockpot.samplers.torch import PREFILL_TOKENS
 from stockpot.shapes import Shape, memory_here
@@ -265,13 +265,8 @@ class Plan:
             decoded=rollouts * mean - saved,
             saved=saved,
             prefilled=config.prompts_per_step * self.mean_prompt + continued * (self.mean_prompt + prefix),
-            learned=(rollouts * mean - (saved if trained else 0)) * self.selected,
+            learned=(rollouts * mean - (saved if trained else 0)) * selected(config),
         )
-
-    @property
-    def selected(self) -> float:
-        """Share of the rollouts that the update sees. What `select.refill` adds to sampling is not foreseen."""
-        return self.config.select.of(self.config.group_size) / self.config.group_size
 
     @property
     def mean_prompt(self) -> int:
@@ -298,7 +293,7 @@ class Plan:
         passes = taught + scored + bool(self.critic) + taught * (self.critic == "separate")
         chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
         heads = (each + chunked) * config.epochs + scored
-        learned = tokens.rollouts * self.selected
+        learned = tokens.rollouts * selected(config)
         learn = learned * (passes * forward(self.mean_prompt + response) + heads * head * response)
         learn += tokens.rollouts * whole * (forward(self.mean_prompt + response) + head * response)
         return Operations(decode, prefill, learn)

@@ -32,3 +32,8 @@ def whole_passes(algorithm: Algorithm) -> int:
     if not isinstance(algorithm, SPO):
         return 0
     return 1 + (algorithm.q0 == "group" and algorithm.form != "advantage")
+
+
+def selected(config: Config) -> float:
+    """Share of the rollouts that the update sees. What `select.refill` adds to sampling is not foreseen."""
+    return config.select.of(config.group_size) / config.group_size
