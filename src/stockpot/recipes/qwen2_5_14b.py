@@ -26,7 +26,7 @@ recipe = Config(
     task=Dataset(
         train="nlile/hendrycks-MATH-benchmark",
         test="nlile/hendrycks-MATH-benchmark",
-        judge="stockpot.rewards.boxed:exact",
+        judge="stockpot.rewards.maths:reward",
         template="{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.\n",
     ),
     model="Qwen/Qwen2.5-14B",
