@@ -22,9 +22,11 @@ class Grid:
     rates: Sequence[float]
     seeds: Sequence[int]
     figures: Sequence[str]
-    """Held-out figures of every table, the first of which chooses."""
+    """Held-out figures of every table."""
     tuning: Sequence[int] = (100,)
     """Seeds that learning rates are chosen on."""
+    by: int = 1
+    """Learning rates are chosen by the mean of so many of the first figures."""
 
     def trials(self, method: str, task: str, rate: float) -> list[str]:
         """Names of the runs that tell how good a learning rate is."""
@@ -32,25 +34,30 @@ class Grid:
         return [name] if len(self.tuning) == 1 else [f"{name} {seed}" for seed in self.tuning]
 
     def rate_of(self, method: str, results: Results) -> float:
-        """The learning rate with the highest first figure in the mean over tasks and tuning seeds."""
+        """The learning rate with the highest mean over tasks, tuning seeds and the figures that choose."""
         tried = {rate: [name for d in self.tasks for name in self.trials(method, d, rate)] for rate in self.rates}
         missing = [name for names in tried.values() for name in names if name not in results]
         if missing:
             raise StockpotError(f"{method} has no learning rate yet ({', '.join(missing)}): run the part tune first.")
-        return max(self.rates, key=lambda rate: sum(results[name].last(self.figures[0]) for name in tried[rate]))
+        return max(self.rates, key=lambda rate: sum(self.height(results[name]) for name in tried[rate]))
+
+    def height(self, result: Result) -> float:
+        """What learning rates are chosen by."""
+        return sum(result.last(figure) for figure in self.figures[: self.by]) / self.by
 
     def tuned(self, results: Results) -> str:
-        """The first figure at the end by method and learning rate, on the tuning seeds."""
+        """What chooses, at the end, by method and learning rate, on the tuning seeds."""
         rows = []
         for m in self.methods:
             cells = [[self.trials(m, d, rate) for d in self.tasks] for rate in self.rates]
             if all(name in results for pair in cells for names in pair for name in names):
-                found = [[[results[n].last(self.figures[0]) for n in names] for names in pair] for pair in cells]
+                found = [[[self.height(results[n]) for n in names] for names in pair] for pair in cells]
                 shown = [" / ".join(f"{sum(values) / len(values):.3f}" for values in pair) for pair in found]
                 rows.append([m, *shown, f"{self.rate_of(m, results):g}"])
         head = ["method", *(f"lr {rate:g}" for rate in self.rates), "chosen"]
         seeds = f"seed{'s' * (len(self.tuning) > 1)} {', '.join(map(str, self.tuning))}"
-        title = f"Learning rates: {short(self.figures[0])} at the end, {' / '.join(self.tasks)}, {seeds}"
+        chosen = " and ".join(map(short, self.figures[: self.by])) + (", their mean" if self.by > 1 else "")
+        title = f"Learning rates: {chosen} at the end, {' / '.join(self.tasks)}, {seeds}"
         return table(title, head, rows)
 
     def finished(self, task: str, results: Results) -> dict[str, list[Result]]:

@@ -1,6 +1,6 @@
 """Does SPO keep its promises here? PPO with a critic, GRPO and SPO, on programs found from inputs and outputs.
 
-Learning rates, and SPO's beta, are chosen on tuning seeds alone; ablations run on tuning seeds too, since defaults
+Learning rates (by the mean of pass@1 and pass@10) and SPO's beta are chosen on tuning seeds alone; ablations run on tuning seeds too, since defaults
 follow from them; the table's figures come from seeds that nothing was chosen on. Evaluation is the paper's: 20 samples
 at temperature 0.4 and top-p 0.95.
 """
@@ -27,12 +27,14 @@ from stockpot.types import Sampling
 
 STEPS, EVERY = 60, 20
 RATES = (1e-4, 2e-4, 4e-4)
-TUNING, SEEDS = (100, 101, 102), (0, 1, 2, 3, 4)
+TUNING, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 START = TUNING[0]
 """The tuning runs start from one taught model."""
 TASK = "induction"
 CRITIC = CriticOptions(kind="separate", learning_rate=4e-4)
-SQUARED = SPO()
+BETA = 1.0
+"""Settled on seeds 100 and 101, at one learning rate: with 0.1 and 0.3 pass@10 falls, offline both figures do."""
+SQUARED = SPO(beta=BETA)
 HALF = Demonstrations(exactly=4)
 METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": GRPO()},
@@ -48,21 +50,18 @@ OFFLINE = {"spo-offline": "spo-squared", "ppo-offline": "ppo"}
 FIGURES = ("test/pass@1", "test/pass@10", "test/distinct", "test/entropy")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "beta 0.03": {"algorithm": replace(SQUARED, beta=0.03)},
+    "beta 0.1": {"algorithm": replace(SQUARED, beta=0.1)},
     "beta 0.3": {"algorithm": replace(SQUARED, beta=0.3)},
-    "beta 1": {"algorithm": replace(SQUARED, beta=1.0)},
+    "beta 3": {"algorithm": replace(SQUARED, beta=3.0)},
     "form: cross-entropy": {"algorithm": replace(SQUARED, form="cross-entropy")},
     "form: advantage": {"algorithm": replace(SQUARED, form="advantage")},
     "Q0: 4 samples": {"algorithm": replace(SQUARED, samples=4)},
     "Q0: 64 samples": {"algorithm": replace(SQUARED, samples=64)},
     "Q0: of the group": {"algorithm": replace(SQUARED, q0="group")},
-    "Q0: online": {"algorithm": replace(SQUARED, q0="online")},
-    "length: mean": {"algorithm": replace(SQUARED, length="mean")},
     "refresh every 10": {"refresh_every": 10},
-    "(PPO)": {"algorithm": METHODS["ppo"]["algorithm"]},
-    "(PPO, trace 0.95)": {"algorithm": PPO(critic=CRITIC)},
 }
-GRID = Grid([*METHODS, *OFFLINE], [TASK], RATES, SEEDS, FIGURES, TUNING)
+ABLATION_SEEDS = (100, 101, 102)
+GRID = Grid([*METHODS, *OFFLINE], [TASK], RATES, SEEDS, FIGURES, TUNING, by=2)
 CLAIMS = [
     Claim("SPO ends above PPO in pass@10", "spo-squared", "ppo", "test/pass@10", 1),
     Claim("SPO ends above PPO in pass@1", "spo-squared", "ppo", "test/pass@1", 1),
@@ -124,7 +123,7 @@ class SPOStudy(Study):
         rate = GRID.rate_of("spo-squared", results)
         return [
             Cell(f"ablate {name} {seed}", config(seed, rate, **{"algorithm": SQUARED} | changes), f"{TASK}-{START}")
-            for seed in TUNING
+            for seed in ABLATION_SEEDS
             for name, changes in ABLATIONS.items()
         ]
 
@@ -144,7 +143,7 @@ class SPOStudy(Study):
     def report(self, results: Mapping[str, Result], folder: Path) -> str:
         tables = [GRID.tuned(results), GRID.compared(TASK, results, {"reward in training": "reward/mean"}, FIGURES[:2])]
         tables += [GRID.verdicts(CLAIMS, results), over_training(results), steadiness(results)]
-        tables += [GRID.ablated([*ABLATIONS], TUNING, TASK, results, {"reward in training": "reward/mean"})]
+        tables += [GRID.ablated([*ABLATIONS], ABLATION_SEEDS, TASK, results, {"reward in training": "reward/mean"})]
         return "\n\n".join(text for text in tables if text)
 
 
