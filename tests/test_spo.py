@@ -366,7 +366,7 @@ def test_q0_is_what_the_references_samples_say(online: Path) -> None:
     assert len(table) == 8
     for entry in table.values():
         assert entry["samples"] == len(entry["rewards"]) == 4
-        assert entry["q0"] == soft_value(entry["rewards"], beta=0.1)
+        assert entry["q0"] == soft_value(entry["rewards"], beta=SPO().beta)
         assert entry["low"] <= entry["q0"] <= entry["high"]
     assert len({entry["q0"] for entry in table.values()}) > 1
 
@@ -464,7 +464,7 @@ def test_show_draws_q_along_each_response(online: Path) -> None:
     ends = []
     for r in stored:
         gain = sum(r.spans[0].log_probs or ()) - sum(given[fingerprint(r)])
-        ends.append((f"{table[r.prompt.key]['q0']:.2f}", table[r.prompt.key]["q0"] + 0.1 * gain))
+        ends.append((f"{table[r.prompt.key]['q0']:.2f}", table[r.prompt.key]["q0"] + SPO().beta * gain))
     assert [start for start, _ in drawn] == [start for start, _ in ends]
     assert [float(end) for _, end in drawn] == pytest.approx([end for _, end in ends], abs=0.006)
 

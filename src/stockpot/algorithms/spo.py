@@ -40,8 +40,9 @@ class SPO(Algorithm):
 
     form: Literal["squared", "cross-entropy", "advantage"] = "squared"
     """Which of the three losses; sources differ on which the paper found best."""
-    beta: float = 0.1
-    """What a nat of distance from the reference costs, in rewards (ours)."""
+    beta: float = 1.0
+    """What a nat of distance from the reference costs, in rewards (ours). With a small one failures shall lose 1 / beta
+    nats, which is more than offline data can steer (LOG.md)."""
     q0: Literal["reference", "online", "group"] = "reference"
     """Where Q0 comes from: samples of the frozen reference before training (the paper), the rollouts written so far,
     each weighed back to the reference, or the mean of r - beta Delta over the prompt's rollouts of the step (VarGrad,
