@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from runs import metrics, stockpot
-from stockpot.bench.cells import Cell, Result, Study, load, run_study, to_dict
+from stockpot.bench.cells import Cell, Result, Study, load, result_of, run_study, stale, to_dict
 from stockpot.bench.soup import ABLATIONS, DIFFICULTIES, GRID, METHODS, RATES, SEEDS, SoupStudy
 from stockpot.bench.tables import Claim, table, verdict
 from stockpot.config import Config, Evaluation
@@ -67,6 +68,24 @@ def test_another_configuration_is_another_run(made: Path) -> None:
     results = run_study(Two(rate=2e-3), made, ("first",), jobs=1)
     assert results["one"].evaluations != before
     assert len(list((made / "results").glob("one-*.json"))) == 2
+
+
+def test_a_default_that_changed_is_another_configuration_and_the_newest_of_a_name_is_the_one_asked_for(
+    made: Path, tmp_path: Path
+) -> None:
+    """The key tells only what differs from the defaults, so it would be the same before and after."""
+    folder = tmp_path / "study"
+    shutil.copytree(made, folder)
+    (cell,) = Two().cells("first", {})
+    assert not stale(folder, cell)
+    kept = json.loads(result_of(folder, cell).read_text())
+    other = result_of(folder, cell).with_name("one-elsewhere.json")
+    other.write_text(json.dumps(kept | {"commit": "newer"}))
+    assert load(folder)["one"].commit == "newer"
+    assert run_study(Two(), folder, ("first",), jobs=1)["one"].commit == kept["commit"]
+    kept["config"]["max_tokens"] += 1
+    result_of(folder, cell).write_text(json.dumps(kept))
+    assert stale(folder, cell)
 
 
 def test_a_result_holds_what_the_record_says(made: Path) -> None:

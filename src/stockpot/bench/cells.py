@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from stockpot import console
-from stockpot.config import Config, to_json
+from stockpot.config import Config, from_json, to_json
 from stockpot.prefixes import Offline
 from stockpot.record import Run, commit, write_whole
 from stockpot.start import prepare
@@ -121,7 +121,11 @@ def run_study(study: Study, folder: Path, parts: Sequence[str], jobs: int) -> di
     results = load(folder)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for part in parts:
-            cells = [cell for cell in study.cells(part, results) if cell.name not in results or stale(folder, cell)]
+            wanted = study.cells(part, results)
+            cells = [cell for cell in wanted if stale(folder, cell)]
+            for cell in wanted:
+                if cell not in cells and results[cell.name] != read(result_of(folder, cell)):
+                    result_of(folder, cell).touch()  # settings went back to old ones: the newest of a name counts
             needed = {cell.start for cell in cells if cell.start}
             configs = {name: config for name, config in study.starts().items() if name in needed}
             teach = [(name, config) for name, config in configs.items() if not (folder / "starts" / name).exists()]
@@ -164,7 +168,7 @@ def run_one(cell: Cell, folder: Path) -> None:
         config = replace(config, prefixes=replace(cell.config.prefixes, path=path))
     quietly(folder / "logs" / f"{cell.key}.txt", lambda: train(config, place, resume=begun))
     kept = to_dict(cell.name, Run.open(place), time.time() - start)
-    write_whole(folder / "results" / f"{cell.key}.json", json.dumps(kept) + "\n")
+    write_whole(result_of(folder, cell), json.dumps(kept) + "\n")
     if not cell.keep:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -214,15 +218,32 @@ def to_dict(name: str, run: Run, seconds: float) -> dict[str, Any]:
 
 
 def load(folder: Path) -> dict[str, Result]:
-    """All results in the folder, by the cells' names."""
+    """The newest result of every name in the folder."""
     found = {}
     for path in sorted((folder / "results").glob("*.json"), key=lambda path: path.stat().st_mtime):
-        told = json.loads(path.read_text())
-        names = ("name", "commit", "seconds", "evaluations", "training")
-        found[told["name"]] = Result(**{name: told[name] for name in names})
+        one = read(path)
+        found[one.name] = one
     return found
 
 
+def read(path: Path) -> Result:
+    """A result's file."""
+    told = json.loads(path.read_text())
+    return Result(**{name: told[name] for name in ("name", "commit", "seconds", "evaluations", "training")})
+
+
+def result_of(folder: Path, cell: Cell) -> Path:
+    """Where a cell's result is kept."""
+    return folder / "results" / f"{cell.key}.json"
+
+
 def stale(folder: Path, cell: Cell) -> bool:
-    """Whether the result kept under the cell's name is of another configuration."""
-    return not (folder / "results" / f"{cell.key}.json").exists()
+    """Whether there is no result of the cell's configuration, as it was then: a default may have changed since."""
+    path = result_of(folder, cell)
+    if not path.exists():
+        return True
+    kept: Config = from_json(json.loads(path.read_text())["config"])
+    asked = cell.config
+    if isinstance(kept.prefixes, Offline) and isinstance(asked.prefixes, Offline) and cell.history:
+        asked = replace(asked, prefixes=replace(asked.prefixes, path=kept.prefixes.path))
+    return replace(kept, model="") != replace(asked, model="")

@@ -1,5 +1,5 @@
-"""PPO with a critic on embedded countdown: what SPO is compared with (arXiv 2503.05453). Every prompt is answered once
-where a group algorithm answers it eight times; the number of rollouts is the same."""
+"""PPO with a critic on embedded countdown: what SPO is compared with (arXiv 2503.05453). As many
+rollouts of each prompt as a group algorithm takes, though the critic compares none."""
 
 from stockpot.algorithms import PPO
 from stockpot.algorithms.base import CriticOptions

@@ -69,3 +69,25 @@ class EmbeddedTask(Task):
     @abstractmethod
     def demonstrations(self, seed: int) -> Iterator[tuple[str, str]]:
         """Endless (prompt, response) pairs for the supervised start, all by the generator; none from the test split."""
+
+
+def small_qwen3(vocabulary: int, positions: int) -> Any:
+    """The transformers config of the small model that embedded tasks share: 0.4 M parameters, token 0 pads, 1 stops."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        tie_word_embeddings=True,
+        max_position_embeddings=positions,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        initializer_range=0.08,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )

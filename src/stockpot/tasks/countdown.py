@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
-from stockpot.tasks.base import EmbeddedTask, Split
+from stockpot.tasks.base import EmbeddedTask, Split, small_qwen3
 from stockpot.types import StockpotError
 
 WORDS = ("<pad>", "<stop>", "make", ":", "+", "-", "*", "=", ",", "(", ")", "vs", "no", "yes", "answer")
@@ -99,24 +99,7 @@ class Countdown(EmbeddedTask):
         return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<stop>")
 
     def model_config(self) -> Any:
-        from transformers import Qwen3Config
-
-        return Qwen3Config(
-            vocab_size=128,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            tie_word_embeddings=True,
-            max_position_embeddings=256,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            initializer_range=0.08,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=None,
-        )
+        return small_qwen3(128, 256)
 
     def demonstrations(self, seed: int) -> Iterator[tuple[str, str]]:
         rng = random.Random(seed)

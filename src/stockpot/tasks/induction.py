@@ -22,7 +22,7 @@ from stockpot.sandbox import Calls, Limits
 from stockpot.sandbox import shared as shared_sandbox
 from stockpot.tasks import expressions
 from stockpot.tasks.authors import HIDDEN, OPERATIONS, SHOWN, Family, draw, outsider, slip, vary
-from stockpot.tasks.base import EmbeddedTask, Split
+from stockpot.tasks.base import EmbeddedTask, Split, small_qwen3
 from stockpot.tasks.expressions import Node
 from stockpot.types import StockpotError
 
@@ -136,24 +136,7 @@ class Induction(EmbeddedTask):
         )
 
     def model_config(self) -> Any:
-        from transformers import Qwen3Config
-
-        return Qwen3Config(
-            vocab_size=64,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            tie_word_embeddings=True,
-            max_position_embeddings=128,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            initializer_range=0.08,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=None,
-        )
+        return small_qwen3(64, 128)
 
     def demonstrations(self, seed: int) -> Iterator[tuple[str, str]]:
         rng, inputs = random.Random(seed), shown(self.shown)
