@@ -33,7 +33,7 @@ START = TUNING[0]
 TASK = "induction"
 CRITIC = CriticOptions(kind="separate", learning_rate=4e-4)
 BETA = 1.0
-"""Settled on seeds 100 and 101 at one learning rate: below it pass@10 falls more; with 0.1 offline learning collapses."""
+"""Settled on seeds 100 and 101 at one learning rate: below, pass@10 falls more; with 0.1 offline learning collapses."""
 SQUARED = SPO(beta=BETA)
 HALF = Demonstrations(exactly=4)
 METHODS: dict[str, dict[str, Any]] = {
