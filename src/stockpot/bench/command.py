@@ -7,10 +7,11 @@ from pathlib import Path
 from stockpot.bench.cells import Study, load, run_study
 from stockpot.bench.soup import SoupStudy
 from stockpot.bench.spo import SPOStudy
+from stockpot.bench.t1 import T1Study
 from stockpot.options import BenchOptions
 from stockpot.types import StockpotError
 
-STUDIES: dict[str, Study] = {study.name: study for study in (SoupStudy(), SPOStudy())}
+STUDIES: dict[str, Study] = {study.name: study for study in (SoupStudy(), SPOStudy(), T1Study())}
 
 
 def go(options: BenchOptions) -> None:

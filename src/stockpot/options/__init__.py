@@ -145,7 +145,7 @@ class HistoryOptions:
 class BenchOptions:
     """Make a study's runs, those that are missing, and print its tables and verdicts."""
 
-    study: Annotated[Positional[Literal["soup", "spo"]], arg(metavar="STUDY")]
+    study: Annotated[Positional[Literal["soup", "spo", "t1"]], arg(metavar="STUDY")]
     """Which study."""
     out: Path | None = None
     """Folder of its results; default runs/bench-STUDY."""
