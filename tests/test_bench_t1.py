@@ -11,7 +11,7 @@ import pytest
 from stockpot import checkpoints
 from stockpot.bench import distance, scaling
 from stockpot.bench.cells import Cell, Result, load, run_study
-from stockpot.bench.t1 import ARMS, BASE, CLAIMS, GRID, RATES, SEEDS, TASK, WATCHED, T1Study, config
+from stockpot.bench.t1 import ARMS, BASE, CLAIMS, GRID, LONG, RATES, SEEDS, TASK, WATCHED, T1Study, config
 from stockpot.config import Config, Evaluation
 from stockpot.record import Run
 from stockpot.types import Sampling
@@ -22,8 +22,8 @@ FIGURES = ("test/pass@1", "test/pass@8", "test/length", "test/truncated", "test/
 
 
 def fake(value: float) -> Result:
-    row = dict.fromkeys(FIGURES, value)
-    return Result("x", "c", 1.0, [{"cpu": 0.0, **row}, {"cpu": 1.0, **row}, {"cpu": 2.0, **row}], {"decoded": 1.0})
+    rows = [{"step": 15.0 * i, "cpu": float(i)} | dict.fromkeys(FIGURES, value) for i in range(3)]
+    return Result("x", "c", 1.0, rows, {"decoded": 1.0})
 
 
 def results() -> dict[str, Result]:
@@ -55,6 +55,9 @@ def test_nothing_is_chosen_on_the_seeds_that_are_reported(tmp_path: Path) -> Non
     kept = [cell for cell in study.cells("main", found) if cell.keep]
     assert len(kept) == len(WATCHED) * len(SEEDS) and len({cell.key for cell in kept}) == len(kept)
     assert len(study.calls("distance", tmp_path, found)) == len(kept)
+    long = study.cells("long", found)
+    assert {cell.config.seed for cell in long} == set(SEEDS) and {cell.config.steps for cell in long} == {LONG}
+    assert {cell.config.checkpoint_every for cell in long} == {27}
     assert len(study.calls("budgets", tmp_path, found)) == len(SEEDS)
     report = study.report(found, tmp_path)
     assert "without penalties" in report and report.count("holds") and "| strong KL, frozen" in report

@@ -93,7 +93,7 @@ def report(found: Found, arms: Sequence[str], task: str, seeds: Sequence[int]) -
         if len(runs) > 1:
             rows.append([arm, *(str(over_seeds([run[-1][figure] for run in runs])) for figure in figures)])
     head = ["arm", "accuracy", "KL from the start, a response", "a token", "length", "out of room", "repeating"]
-    return table(f"At the end: {PROMPTS} held-out prompts x {SAMPLES} samples at temperature 1", head, rows)
+    return table(f"{task}, at the end: {PROMPTS} held-out prompts x {SAMPLES} samples at temperature 1", head, rows)
 
 
 def equal(found: Found, arms: Sequence[str], task: str, seeds: Sequence[int]) -> str:
@@ -111,7 +111,9 @@ def equal(found: Found, arms: Sequence[str], task: str, seeds: Sequence[int]) ->
         rows.append([arm, str(over_seeds(kl[arm])), *told])
     head = ["arm", "KL from the start, a response", f"against {arms[0]}", "smaller"]
     reached = sum(level.values()) / len(level)
-    return table(f"KL at equal accuracy (per seed the one that all arms reach, {reached:.3f} in the mean)", head, rows)
+    return table(
+        f"{task}: KL at equal accuracy (per seed the one that all arms reach, {reached:.3f} in the mean)", head, rows
+    )
 
 
 def kl_at(rows: Sequence[Mapping[str, float]], level: float) -> float:

@@ -65,5 +65,7 @@ def report(found: Mapping[str, Sequence[Mapping[str, Any]]], arm: str, task: str
             told = ["", ""] if step == first else [f"{more:+}", verdict(more)]
             rows.append([f"step {step}", *means, f"{gain:+}", *told])
         head = ["policy", *(f"{budget} tokens" for budget in BUDGETS), "last - first", "more than the start", "steeper"]
-        tables.append(table(f"Accuracy against thinking budget, {how}, means over {len(runs)} seeds", head, rows))
+        tables.append(
+            table(f"{task}: accuracy against thinking budget, {how}, means over {len(runs)} seeds", head, rows)
+        )
     return "\n\n".join(tables)

@@ -60,6 +60,9 @@ WATCHED = (*GROUPS, "no penalties", "T 1.4")
 """Arms whose checkpoints are kept, to measure how far from the start they went."""
 FIGURES = ("test/pass@1", "test/pass@8", "test/length", "test/truncated", "test/recovered", "test/entropy")
 GRID = Grid([*ARMS], [TASK], RATES, SEEDS, FIGURES, (TUNING,))
+LONG, LONG_TASK, LONG_ARMS = 90, "t1-long", (BASE, "no penalties", "KL off", "KL frozen")
+"""Arms whose effect may need time to show are run three times as long, too."""
+LONG_GRID = Grid(LONG_ARMS, [LONG_TASK], RATES, SEEDS, FIGURES, (TUNING,))
 CLAIMS = [
     *(
         claim
@@ -83,6 +86,7 @@ CLAIMS = [
     Claim("a centred KL ends above one that is not, in pass@1", BASE, "KL not centred", "test/pass@1", 1),
     Claim("min-p 0.05 ends above none in pass@1", "min-p 0.05", BASE, "test/pass@1", 1),
 ]
+LONG_CLAIMS = [claim for claim in CLAIMS if {claim.better, claim.than} <= set(LONG_ARMS)]
 
 
 def config(seed: int, rate: float, **changes: Any) -> Config:
@@ -114,7 +118,7 @@ class T1Study(Study):
     """`stockpot bench t1`."""
 
     name: ClassVar[str] = "t1"
-    parts: ClassVar[tuple[str, ...]] = ("tune", "main", "distance", "budgets")
+    parts: ClassVar[tuple[str, ...]] = ("tune", "main", "long", "distance", "budgets")
 
     def starts(self) -> dict[str, Config]:
         return {f"{TASK}-{seed}": config(seed, RATES[0]) for seed in (TUNING, *SEEDS)}
@@ -122,9 +126,17 @@ class T1Study(Study):
     def cells(self, part: str, results: Mapping[str, Result]) -> list[Cell]:
         if part == "tune":
             return [Cell(f"tune {BASE} {TASK} {rate:g}", config(TUNING, rate), f"{TASK}-{TUNING}") for rate in RATES]
-        if part != "main":
+        if part not in ("main", "long"):
             return []
         rate = GRID.rate_of(BASE, results)
+        if part == "long":
+            how = Evaluation(samples=8, prompts=96, every=LONG // 3)
+            more: dict[str, Any] = {"steps": LONG, "checkpoint_every": KEPT * LONG // STEPS, "evaluation": how}
+            return [
+                Cell(f"main {arm} {LONG_TASK} {seed}", config(seed, rate, **ARMS[arm] | more), f"{TASK}-{seed}", True)
+                for seed in SEEDS
+                for arm in LONG_ARMS
+            ]
         return [
             Cell(f"main {arm} {TASK} {seed}", config(seed, rate, **changes), f"{TASK}-{seed}", keep=arm in WATCHED)
             for seed in SEEDS
@@ -134,32 +146,37 @@ class T1Study(Study):
     def calls(self, part: str, folder: Path, results: Mapping[str, Result]) -> list[tuple[Any, ...]]:
         if part not in ("distance", "budgets"):
             return []
-        kept = [cell for cell in self.cells("main", results) if cell.keep and cell.name in results]
+        made = [*self.cells("main", results), *self.cells("long", results)]
+        kept = [cell for cell in made if cell.keep and cell.name in results]
         if part == "budgets":
-            kept = [cell for cell in kept if cell.name.startswith(f"main {BASE} {TASK} ")]
+            kept = [cell for cell in kept if cell.name.startswith(f"main {BASE} {TASK}")]
         room, measure = (distance.ROOM, distance.one) if part == "distance" else (scaling.ROOM, scaling.one)
         done = distance.load(folder, room)
         return [(measure, cell, folder) for cell in kept if cell.name not in done]
 
     def report(self, results: Mapping[str, Result], folder: Path) -> str:
         told = {"reward in training": "reward/mean"}
-        tables = [GRID.tuned({**results}), GRID.compared(TASK, results, told, ()), GRID.verdicts(CLAIMS, results)]
-        tables += [over_training(results)]
-        far = distance.load(folder, distance.ROOM)
-        tables += [distance.report(far, WATCHED, TASK, SEEDS), distance.equal(far, GROUPS, TASK, SEEDS)]
-        tables += [scaling.report(distance.load(folder, scaling.ROOM), BASE, TASK, SEEDS)]
+        far, budgets = distance.load(folder, distance.ROOM), distance.load(folder, scaling.ROOM)
+        tables = [GRID.tuned(results)]
+        for grid, claims, watched in ((GRID, CLAIMS, WATCHED), (LONG_GRID, LONG_CLAIMS, LONG_ARMS)):
+            task = grid.tasks[0]
+            tables += [grid.compared(task, results, told, ()), grid.verdicts(claims, results)]
+            tables += [over_training(grid, results), distance.report(far, watched, task, SEEDS)]
+            tables += [distance.equal(far, GROUPS, task, SEEDS) if grid is GRID else ""]
+            tables += [scaling.report(budgets, BASE, task, SEEDS)]
         return "\n\n".join(text for text in tables if text)
 
 
-def over_training(results: Mapping[str, Result]) -> str:
+def over_training(grid: Grid, results: Mapping[str, Result]) -> str:
     """Trial and error over training: responses that reject an attempt, and that are right after one."""
-    rows = []
-    for arm, runs in GRID.finished(TASK, results).items():
+    rows, steps = [], list[str]()
+    for arm, runs in grid.finished(grid.tasks[0], results).items():
+        steps = [f"step {row['step']:.0f}" for row in runs[0].evaluations]
         for figure in ("test/rejected", "test/recovered", "test/attempts"):
             at = [over_seeds([one.evaluations[i][figure] for one in runs]) for i in range(len(runs[0].evaluations))]
             change = over_seeds([one.last(figure) - one.evaluations[0][figure] for one in runs])
             rows.append(
                 [arm, figure.removeprefix("test/"), *(f"{e.mean:.3f}" for e in at), f"{change:+}", verdict(change)]
             )
-    head = ["arm", "figure", *(f"step {step}" for step in range(0, STEPS + 1, EVERY)), "end - start", "rises"]
-    return table("Trial and error on held-out prompts, means over seeds", head, rows)
+    head = ["arm", "figure", *steps, "end - start", "rises"]
+    return table(f"{grid.tasks[0]}: trial and error on held-out prompts, means over seeds", head, rows)
