@@ -152,6 +152,7 @@ def taught(started: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_peft_reads_it(taught: Path, started: str) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
