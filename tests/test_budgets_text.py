@@ -25,7 +25,7 @@ from test_budgets import ANSWER, TOKENIZER, config, setup, shelved, start, write
 WORDS = TOKENIZER.get_vocab()
 SIZES: dict[str, Any] = {
     "budgets": (4, 12, 32), "hows": ("summariser",), "samples": 6, "prompts": 5,
-    "sampling": Sampling(top_p=0.97), "answer_sampling": Sampling(temperature=0),
+    "sampling": Sampling(top_p=0.9), "answer_sampling": Sampling(temperature=0),
 }  # fmt: skip
 
 
@@ -193,6 +193,7 @@ def test_a_summariser_that_knows_no_conversations_is_refused(finished: Path, tmp
     tokenizer.add_tokens(["more"])
     tokenizer.save_pretrained(tmp_path / "chat")
     file = str(tmp_path / "rows.jsonl")
+    (tmp_path / "judge.py").write_text("def none(prompts, completions, **columns):\n    return [0.0] * len(prompts)\n")
     task = Dataset(train=file, test=file, judge=f"{tmp_path}/judge.py:none")
     asking = replace(config(finished), task=task, model=str(chat))
     asked = load_prompts(asking.task, "test", tokenizer, context=0, max_tokens=9)

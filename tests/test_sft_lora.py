@@ -20,6 +20,7 @@ from stockpot.algorithms import Supervised
 from stockpot.config import load_recipe
 from stockpot.lora import LoRA
 from stockpot.models import load_model, load_tokenizer
+from stockpot.pens import fingerprint
 from stockpot.policy import Learner, Policy
 from stockpot.sft import Course, learn, load_examples, passes
 from stockpot.tasks import Countdown
@@ -185,6 +186,22 @@ def test_training_goes_on_from_it_directly_and_from_its_export(taught: Path, sta
     assert told.code == 0, told.err
     again = stockpot("export", taught, "--out", tmp_path / "b", "--step", 3)
     assert again.code == 2 and "is one adapter: --step is for a run" in again.err
+
+
+def test_what_an_adapter_wrote_is_not_taken_for_anothers(taught: Path, started: str, tmp_path: Path) -> None:
+    """Shelves know a model by its weights: an adapter's are its own and its base's, wherever they lie."""
+    other, base = Path(shutil.copytree(taught, tmp_path / "other")), Path(shutil.copytree(started, tmp_path / "base"))
+    own = fingerprint(str(taught))
+    assert own == fingerprint(str(other)) != fingerprint(started) == fingerprint(str(base))
+    told = json.loads((other / lora.CONFIG).read_text())
+    (other / lora.CONFIG).write_text(json.dumps(told | {"base_model_name_or_path": str(base)}))
+    model = load_model(str(other), CPU)
+    stir(model, 5)
+    lora.save(model, Path(shutil.copytree(other, tmp_path / "stirred")))
+    assert fingerprint(str(tmp_path / "stirred")) != own
+    (base / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes() + b" ")
+    fingerprint.cache_clear()
+    assert fingerprint(str(other)) != own
 
 
 def test_full_teaching_of_an_adapter_teaches_the_whole(taught: Path, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_the_words_that_close_the_thinking_must_stay() -> None:
     assert accept("c d") is None and accept("a </think> b </think> c") is None and accept("  ") is None
     assert closes_like("a", "")("c </think>") == "c </think>" and closes_like("a", "</think>")("b") == "b"
     asked = rewrite_messages(Prompt("p", [1], "why"), "a </think> b", "</think>")[-1]["content"]
-    assert asked.startswith("Problem:\nwhy\n\nText:\na </think> b") and "Keep `</think>`" in asked
+    assert asked.startswith("Problem:\nwhy\n\nKeep `</think>`") and asked.endswith("\n\nText:\na </think> b")
     assert Countdown().closing not in rewrite_messages(Prompt("p", [1], "why"), "b", "answer")[-1]["content"]
 
 

@@ -190,9 +190,8 @@ def merge_messages(parts: Parts) -> Messages:
 
 def rewrite_messages(prompt: Prompt, text: str, closing: str) -> Messages:
     """The question put to a rewriter."""
-    told = f"Problem:\n{asked(prompt)}\n\nText:\n{text}"
-    if closing and closing in text:
-        told += f"\n\nKeep `{closing}` where the thinking ends and the final answer begins, as the text has it."
+    keep = f"Keep `{closing}` where the thinking ends and the final answer begins.\n\n" if closing in text else ""
+    told = f"Problem:\n{asked(prompt)}\n\n{keep if closing else ''}Text:\n{text}"
     return [{"role": "system", "content": REWRITER}, {"role": "user", "content": told}]
 
 
