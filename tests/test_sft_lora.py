@@ -71,7 +71,7 @@ def test_the_first_loss_is_the_bases_own_and_the_seed_alone_decides(started: str
     whole = replace(config(started), learner=replace(config(started).learner, lora=LoRA()))
     for number, one in enumerate((config(started), config(started), replace(config(started), seed=1), whole)):
         losses.append(learn(one, course, tmp_path / f"out-{number}")["losses"])
-    assert losses[0] == losses[1] and losses[0] != losses[2]
+    assert losses[0] == losses[1] and abs(losses[0][1] - losses[2][1]) > 1e-4
     assert len({round(some[0], 6) for some in losses}) == 1 and losses[3][1:] != losses[0][1:]
 
 
