@@ -94,6 +94,14 @@ CASES: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "group of one for rloo": (
         ("train", "--algorithm", "rloo", "--group-size", 1), ("RLOO", "group_size must be at least 2"),
     ),
+    "a part that does not divide the group": (
+        ("train", "--group-size", 8, "--select.size", 3, "--select.how", "balanced"),
+        ("group_size is 8, no multiple of select.size 3", "choose a size that divides it"),
+    ),
+    "a part larger than the group": (
+        ("train", "--group-size", 8, "--select.size", 16, "--select.how", "max-variance"),
+        ("select.size is 16, but group_size is only 8", "train on fewer"),
+    ),
     "share above one": (("train", "--prefixes.share", 1.5), ("prefixes.share", "0..1", "1.5")),
     "ages crossed": (
         ("train", "--prefixes.min-age", 9, "--prefixes.max-age", 3), ("min_age (9) is above prefixes.max_age (3)",),

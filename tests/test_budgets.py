@@ -15,7 +15,7 @@ from stockpot import budgets, checkpoints, pens, shelf
 from stockpot.budgets import Scaling, Setup, Writer, measure
 from stockpot.budgets.thinking import CLOSING, Closing
 from stockpot.config import Config, from_json
-from stockpot.models import load_model, load_tokenizer
+from stockpot.models import load_model
 from stockpot.record import Run
 from stockpot.tasks import Countdown, Dataset
 from stockpot.types import Author, Prompt, Rollout, Sampling, Span, StockpotError
@@ -354,14 +354,3 @@ def test_what_cannot_begin_is_refused_in_one_line(finished: Path, tmp_path: Path
     assert "names no words that close" in refused("--closing", "")
     assert "the context of step 0 is 256" in refused("--max-tokens", 250)
     assert not (tmp_path / "s").exists()
-
-
-def test_a_summariser_of_another_vocabulary_is_refused(finished: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    model = load_model(str(finished / "start"), torch.device("cpu"))
-    model.save_pretrained(other)
-    tokenizer = load_tokenizer(str(finished / "start"))
-    tokenizer.add_tokens(["more"])
-    tokenizer.save_pretrained(other)
-    told = stockpot("budget", finished, "--summariser", other, "--store", tmp_path / "s")
-    assert told.code == 2 and "another vocabulary than the policy" in told.err

@@ -241,6 +241,11 @@ def sft(words: list[str]) -> None:
     if options.data is not None:
         learn(config, Course(options.data, options.epochs, options.pack, options.checkpoint), out)
     elif isinstance(config.task, EmbeddedTask):
+        if config.model or config.learner.lora.rank:
+            raise StockpotError(
+                "without --data the task's own small model is made, and taught whole: to teach --model, or an adapter "
+                "of it, name examples with --data FILE.jsonl."
+            )
         torch.set_num_threads(config.threads)
         teach(config.task, config.start, out, seed=config.seed, device=config.device)
     else:

@@ -279,4 +279,5 @@ def _seen_from(folder: Path, base: str) -> str:
     if not base or not Path(base).is_dir():
         return base
     here, there = folder.resolve(), Path(base).resolve()
-    return os.path.relpath(there, here) if here.parent.parent in there.parents else str(there)
+    same = here.parent.name == "checkpoints" and here.parent.parent in there.parents
+    return os.path.relpath(there, here) if same else str(there)

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stockpot import checkpoints, console
+from stockpot import checkpoints, console, lora
 from stockpot.models import load_model, pick_device, stop_tokens
 from stockpot.samplers.torch import TorchSampler
 from stockpot.shelf import Shelf
@@ -39,9 +39,12 @@ class Writer:
 
 @cache
 def fingerprint(weights: str) -> str:
-    """A folder's weights as a few letters; of a hub id its name."""
+    """A folder's weights as a few letters, an adapter's with those of its base; of a hub id its name."""
+    base = lora.base_of(Path(weights))
     files = sorted(Path(weights).glob("model*.safetensors")) if Path(weights).is_dir() else []
     told = [checkpoints.digest(path) for path in files] or [weights]
+    if base:
+        told = [checkpoints.digest(Path(weights) / lora.WEIGHTS), fingerprint(base)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stockpot import batching, checkpoints, console
+from stockpot import batching, checkpoints, console, lora
 from stockpot.algorithms import Supervised
 from stockpot.config import Config, to_json
 from stockpot.models import load_model, load_tokenizer, pick_device
@@ -52,9 +52,16 @@ class Course:
 def learn(config: Config, course: Course, folder: Path) -> dict[str, Any]:
     """Teach the file's examples and save the model as a Hugging Face folder; returns what is in its training.json.
 
-    Work is done in a folder beside it: what is found there under the same conditions is gone on with.
+    Work is done in a folder beside it: what is found there under the same conditions is gone on with. With
+    `learner.lora.rank` an adapter of `config.model` is taught and saved, as peft has them.
     """
     torch.set_num_threads(config.threads)
+    lora.ready(config.learner.lora)
+    if config.learner.lora.rank and not config.model:
+        raise StockpotError(
+            "LoRA trains an adapter beside a model that stays as it is: name it with --model, or leave out "
+            "--learner.lora.rank."
+        )
     work = folder.with_name(f".{folder.name}.part")
     conditions = _conditions(config, course)
     _same(work, conditions)
@@ -97,10 +104,22 @@ LOSSES = "losses.json"
 
 
 def _model(config: Config, checkpoint: str | None) -> tuple[Any, Any]:
-    """Model and tokenizer: those asked for, or the embedded task's own, made by the seed; weights of a checkpoint."""
-    device = pick_device(config.device)
+    """Model and tokenizer: those asked for, or the embedded task's own, made by the seed; weights of a checkpoint.
+
+    With LoRA the model is frozen, and in it is the adapter of the checkpoint, or a new one.
+    """
+    device, options, wish = pick_device(config.device), config.learner.lora, config.learner.dtype
     if config.model:
-        return load_model(checkpoint or config.model, device), load_tokenizer(config.model)
+        half = options.keeps_half(wish == "bfloat16" or (wish == "auto" and device.type == "cuda"))
+        model = load_model(checkpoint or config.model, device, torch.bfloat16 if half else torch.float32)
+        if not options.rank and lora.adapted(model):
+            lora.merge(model)
+        if checkpoint is None and lora.adapted(model):
+            raise StockpotError(
+                f"{config.model} is an adapter itself: `stockpot export` it, and teach what that writes."
+            )
+        lora.adapt(model, options, base=config.model, seed=derive(config.seed, "lora"))
+        return model, load_tokenizer(config.model)
     assert isinstance(config.task, EmbeddedTask)
     if checkpoint:
         return load_model(checkpoint, device), config.task.tokenizer()
@@ -215,7 +234,8 @@ def _finish(policy: Policy, tokenizer: Any, told: dict[str, Any], work: Path, fo
     """The model into its place, whole, and the work away."""
     made = work / "model"
     try:
-        policy.model.save_pretrained(made)
+        made.mkdir(parents=True, exist_ok=True)
+        lora.save(policy.model, made) if lora.adapted(policy.model) else policy.model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         write_whole(made / "training.json", json.dumps(told, indent=1) + "\n")
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,10 @@ which closes its thinking there (budget forcing). The two are named apart wherev
 thinking ended within the budget keeps its own answer.
 
 **What is ours.** The paper does not say which model summarises, how it is asked, or how answers are drawn. Here the
-summariser goes on behind the cut thinking and the words that close it (`Task.closing`), token by token, so it must have
-the policy's vocabulary; the run's own start is one. A budget counts thinking tokens, not the answer's: what writing
-the answers took is counted beside it.
+summariser goes on behind the cut thinking and the words that close it (`Task.closing`), token by token where it has the
+policy's vocabulary, as the run's own start has; else the thinking goes through text and is encoded anew, and the result
+says so. A budget counts the policy's thinking tokens, not the answer's: what writing the answers took is counted
+beside it.
 
 **The same random numbers**, by prompt, sample and place: the thinking at a smaller budget is a head of that at a larger
 one, and two policies with equal weights give equal curves.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from stockpot import console
+from stockpot.budgets.reading import Cut, Reading, ThroughText, reading
 from stockpot.budgets.result import Curve, How, Point, Scaling, accuracy, gain
 from stockpot.budgets.thinking import Closing
 from stockpot.config import Config
@@ -19,7 +20,7 @@ from stockpot.evaluate import correct
 from stockpot.models import load_config, load_tokenizer, vocabulary_of
 from stockpot.pens import Desk, Pen, Writer, bar_teller, fingerprint
 from stockpot.prompts import load_prompts
-from stockpot.rewards.score import score
+from stockpot.rewards.score import score_texts
 from stockpot.seeds import derive
 from stockpot.types import Prompt, Request, Rollout, Sampling, StockpotError
 
@@ -78,8 +79,13 @@ def measure(
     tokenizer = load_tokenizer(writers[0].weights)
     closing = Closing.of(setup.closing, tokenizer)
     asked = load_prompts(config.task, "test", tokenizer, context=0, max_tokens=setup.max_tokens)[: setup.prompts]
-    for writer in (*writers, *([summariser] if summariser else [])):
+    for writer in writers:
         _check(writer, tokenizer, asked, setup, closing)
+    own, theirs = Reading(tokenizer), Reading(tokenizer)
+    if "summariser" in setup.hows and summariser is not None:
+        theirs = reading(config, summariser, closing, asked, setup.answer_tokens)
+        if not isinstance(theirs, ThroughText):
+            _check(summariser, tokenizer, asked, setup, closing)
     desk = Desk(store, tokenizer, config.device, config.decode_rows, setup.seed)
     orders = _orders(asked, setup)
     told = (1 + len(setup.hows) * len(setup.budgets)) * len(orders) * len(writers)
@@ -91,39 +97,42 @@ def measure(
             one = _Measured(writer, head, pen.write("full", head, orders, bar_teller(bar, writer.name)))
             measured.append(one)
             if "self" in setup.hows:
-                one.answered["self"] = _answers(one, pen, orders, closing, setup, bar)
+                one.answered["self"] = _answers(one, pen, own, orders, closing, setup, bar)
         if "summariser" in setup.hows and summariser is not None:
-            pen = desk.pen(summariser)
+            pen = replace(desk, tokenizer=theirs.tokenizer).pen(summariser)
             for one in measured:
-                one.answered["summariser"] = _answers(one, pen, orders, closing, setup, bar)
-    judge = _judge(config, tokenizer)
-    authors = {"self": None, "summariser": summariser}
+                one.answered["summariser"] = _answers(one, pen, theirs, orders, closing, setup, bar)
+    judge = _judge(config)
+    answering: dict[How, tuple[Writer | None, Reading]] = {"self": (None, own), "summariser": (summariser, theirs)}
     return Scaling(
         model=writers[0].author.run, closing=setup.closing, samples=setup.samples, max_tokens=setup.max_tokens,
         answer_tokens=setup.answer_tokens, sampling=setup.sampling, answer_sampling=setup.answer_sampling,
         seed=setup.seed, prompts=tuple(prompt.key for prompt in asked),
         curves=tuple(
-            _curve(one, how, authors[how] or one.writer, closing, setup, judge)
+            _curve(one, how, answering[how][0] or one.writer, answering[how][1], closing, setup, judge)
             for how in setup.hows
             for one in measured
         ),
     )  # fmt: skip
 
 
+Answers = dict[int, list[tuple[Cut, Rollout] | None]]
+"""For each budget what every response was cut to and how that was answered; None: it keeps its own answer."""
+
+
 class _Measured:
-    """One policy: its full responses, and for each protocol the answers at each budget (None: kept its own)."""
+    """One policy: its full responses, and for each protocol the answers at each budget."""
 
     def __init__(self, writer: Writer, head: dict[str, Any], full: list[Rollout]) -> None:
         self.writer, self.head, self.full = writer, head, full
-        self.answered: dict[How, dict[int, list[Rollout | None]]] = {}
+        self.answered: dict[How, Answers] = {}
 
 
 def _check(writer: Writer, tokenizer: Any, asked: Sequence[Prompt], setup: Setup, closing: Closing) -> None:
-    """Refuse a model of another vocabulary, and one that cannot read what it is to continue."""
+    """Refuse a policy of another vocabulary than the first, and a model that cannot read what it is to continue."""
     if vocabulary_of(load_tokenizer(writer.weights)) != vocabulary_of(tokenizer):
         raise StockpotError(
-            f"{writer.weights} has another vocabulary than the policy, whose tokens it is to continue: take a model of "
-            "the same family, or --how self."
+            f"{writer.weights} has another vocabulary than the others: measure it in a call of its own."
         )
     context = getattr(load_config(writer.weights).get_text_config(), "max_position_embeddings", 0) or 0
     longest = max(len(prompt.tokens) for prompt in asked)
@@ -157,55 +166,68 @@ def _head(kind: str, writer: Writer, sampling: Sampling, max_tokens: int, seed: 
 
 
 def _answers(
-    one: _Measured, pen: Pen, orders: Sequence[tuple[str, Request]], closing: Closing, setup: Setup,
+    one: _Measured, pen: Pen, how: Reading, orders: Sequence[tuple[str, Request]], closing: Closing, setup: Setup,
     bar: console.Bar | None,
-) -> dict[int, list[Rollout | None]]:  # fmt: skip
-    """For each budget the responses whose thinking was cut, answered by `pen`, and None for the others."""
-    room = setup.answer_tokens + len(closing.ids)
-    head = _head(
-        "answers", pen.writer, setup.answer_sampling, setup.answer_tokens, setup.seed, closing=closing.text, of=one.head
-    )
-    found: dict[int, list[Rollout | None]] = {}
+) -> Answers:  # fmt: skip
+    """The responses whose thinking is cut at each budget, answered by `pen`."""
+    more = {"closing": closing.text, "of": one.head, **how.conditions()}
+    head = _head("answers", pen.writer, setup.answer_sampling, setup.answer_tokens, setup.seed, **more)
+    found: Answers = {}
     for budget in setup.budgets:
         cuts = [closing.cut(response, budget) for response in one.full]
         wanted = [
-            (f"{name}/{budget}", replace(r, prefix=cut, sampling=setup.answer_sampling, max_tokens=budget + room))
+            (f"{name}/{budget}", how.request(r, cut, setup.answer_sampling, setup.answer_tokens))
             for (name, r), cut in zip(orders, cuts, strict=True)
             if cut is not None
         ]
         tell = bar_teller(bar, pen.writer.name)
         tell(len(orders) - len(wanted))
         written = iter(pen.write("answers", head, wanted, tell))
-        found[budget] = [None if cut is None else next(written) for cut in cuts]
+        found[budget] = [None if cut is None else (cut, next(written)) for cut in cuts]
     return found
 
 
-Judge = Callable[[Sequence[Rollout]], tuple[list[Rollout], int]]
+Judge = Callable[[Sequence[Rollout], Sequence[tuple[str, Sequence[int]]]], tuple[list[Rollout], int]]
 
 
-def _judge(config: Config, tokenizer: Any) -> Judge:
-    return lambda rollouts: score(rollouts, config.task.reward, tokenizer)
+def _judge(config: Config) -> Judge:
+    """Judges responses that are told as text and as the policy's tokens: with rewards, and how many it could not."""
+
+    def judge(full: Sequence[Rollout], told: Sequence[tuple[str, Sequence[int]]]) -> tuple[list[Rollout], int]:
+        prompts, texts, ids = [r.prompt for r in full], [text for text, _ in told], [ids for _, ids in told]
+        rewards, unjudged = score_texts(prompts, texts, config.task.reward, ids)
+        return [replace(r, reward=reward) for r, reward in zip(full, rewards, strict=True)], unjudged
+
+    return judge
 
 
-def _curve(one: _Measured, how: How, by: Writer, closing: Closing, setup: Setup, judge: Judge) -> Curve:
+def _curve(
+    one: _Measured, how: How, by: Writer, read: Reading, closing: Closing, setup: Setup, judge: Judge
+) -> Curve:  # fmt: skip
     """Judge every budget of one policy under one protocol."""
     lengths = [closing.thinking(response)[0] for response in one.full]
+    plain = Reading(closing.tokenizer)
+    own = [plain.response(response, ()) for response in one.full]
     points = []
     for budget, answered in one.answered[how].items():
-        judged, unjudged = judge([a or r for a, r in zip(answered, one.full, strict=True)])
-        written = [answer for answer in answered if answer is not None]
+        told = [read.response(a[1], a[0]) if a else o for a, o in zip(answered, own, strict=True)]
+        judged, unjudged = judge(one.full, told)
+        written = [pair for pair in answered if pair is not None]
         counts = tuple(correct(judged, setup.samples))
         points.append(
             Point(
                 budget=budget, accuracy=accuracy(counts, setup.samples), correct=counts, cut=len(written),
                 thinking=sum(min(length, budget) for length in lengths) / len(lengths),
-                extra=sum(len(answer.spans[-1]) for answer in written), read=len(written) * len(closing.ids),
-                unfinished=sum(answer.finish == "length" for answer in written), unjudged=unjudged,
+                extra=sum(len(answer.spans[-1]) for _, answer in written), read=len(written) * len(closing.ids),
+                unfinished=sum(answer.finish == "length" for _, answer in written), unjudged=unjudged,
+                read_anew=sum(read.read_anew(answer) for _, answer in written),
+                lossy=sum(read.lossy(answer, cut) for cut, answer in written),
             )
         )  # fmt: skip
-    judged, _ = judge(one.full)
+    judged, _ = judge(one.full, own)
     return Curve(
         name=one.writer.name, step=one.writer.step, how=how, writer=by.name, points=tuple(points),
         gain=gain(points, setup.samples), full=accuracy(correct(judged, setup.samples), setup.samples),
         decoded=sum(map(len, one.full)), truncated=sum(r.finish == "length" for r in one.full),
+        through_text=isinstance(read, ThroughText),
     )  # fmt: skip

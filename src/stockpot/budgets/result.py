@@ -39,6 +39,10 @@ class Point:
     """Of the answers written, those that ran out of room."""
     unjudged: int
     """Responses that the reward function could not judge, counted as wrong."""
+    read_anew: int = 0
+    """Where answers are written through text: the answering model's tokens for the cut thinking and closing words."""
+    lossy: int = 0
+    """Of the samples cut, those whose thinking the answering model's tokenizer could not write whole."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Curve:
     """Tokens of the full responses."""
     truncated: int
     """Full responses that ran out of room."""
+    through_text: bool = False
+    """Whether the writer has another vocabulary, so that the cut thinking reached it as text and was encoded anew.
+    Budgets and thinking are in the policy's tokens all the same, extra tokens in the writer's."""
 
 
 @dataclass(frozen=True)

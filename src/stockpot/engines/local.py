@@ -49,7 +49,11 @@ class LocalEngine(Engine):
             self.policy.restore(Path(weights))
         if config.needs_reference and self.policy.reference is None:
             moves = config.kl.reference != "frozen"
-            own = lora.Reference(self.policy.model, moves) if config.learner.lora.rank else load_model(origin, device)
+            own = (
+                lora.Reference(self.policy.model, moves)
+                if config.learner.lora.rank
+                else self._model(origin, origin, device)
+            )
             self.policy.reference = own
         self.context = getattr(self.policy.model.config, "max_position_embeddings", 0) or 0
         self.stops = stop_tokens(self.policy.model, self.tokenizer)

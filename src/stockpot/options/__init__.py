@@ -96,7 +96,7 @@ class Export:
     """A checkpoint as one plain Hugging Face folder: weights and tokenizer, an adapter merged into its base."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN|CHECKPOINT")]
-    """A run folder (its last checkpoint is taken), or a checkpoint's own folder."""
+    """A run folder (its last checkpoint is taken), a checkpoint's own folder, or an adapter of `stockpot sft`."""
     out: Path
     """The folder to write; it must not hold anything yet."""
     step: int | None = None

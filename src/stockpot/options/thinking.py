@@ -25,7 +25,8 @@ class Budget:
     """Who answers from cut thinking: summariser (a separate model, as in the paper), self (the policy closes its
     own thinking), or both with a comma between."""
     summariser: Annotated[str | None, arg(metavar="MODEL")] = None
-    """The separate model, of the policy's vocabulary; default the model that the run started from."""
+    """The separate model; default the one that the run started from. One of another vocabulary reads the thinking as
+    text, encoded anew; budgets stay in the policy's tokens."""
     samples: int | None = None
     """Samples per prompt; default as in the run."""
     prompts: int | None = None
@@ -74,14 +75,19 @@ class SftData:
     http://localhost:8000/v1, or a model."""
     writer: str = "task"
     """Who merges attempts and critiques: task, plain, an endpoint's http address, or a model."""
+    rewriter: str = ""
+    """Who writes each merged trace anew as one train of thought, in a step of its own as in the paper: an endpoint's
+    http address, or a model; default nobody. What the reward then judges wrong is dropped for the merged trace."""
+    rewrite_least: float = 0.5
+    """A rewrite that has a smaller share of the merged trace's letters is dropped too: it leaves attempts out."""
     endpoint_model: str = ""
     """The name of the model to use at an endpoint."""
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the endpoint's key, if it needs one."""
     answer_tokens: int = 512
-    """Room for what a critic or writer that is a model says."""
+    """Room for what a critic, writer or rewriter that is a model says."""
     answer_temperature: float = 0.7
-    """Sampling temperature of critics and writers that are models."""
+    """Sampling temperature of critics, writers and rewriters that are models."""
     timeout: float = 60.0
     """Seconds that one call to an endpoint may take."""
     tries: int = 4
@@ -89,9 +95,9 @@ class SftData:
     pause: float = 1.0
     """Seconds before the second try; each further pause is twice as long, unless the endpoint names one."""
     max_calls: int = 0
-    """Calls to each endpoint in all, those of earlier runs into the same store included; 0 is no limit."""
+    """Calls in all of critic, writer and rewriter each, earlier runs into the same store included; 0 is no limit."""
     max_total_tokens: int = 0
-    """Tokens that each endpoint may use in all, as it counts them; 0 is no limit."""
+    """Tokens that each of them may use in all, as its endpoint counts them; 0 is no limit."""
     patience: int = 20
     """Calls in a row that may fail before an endpoint is asked nothing more."""
     parallel: int = 4
@@ -104,7 +110,8 @@ class SftData:
 class Sft:
     """The supervised start alone: a Hugging Face folder. Besides these it takes the recipe and every option of train.
 
-    Without --data an embedded task's own demonstrations are taught, as at the start of `stockpot train`.
+    Without --data an embedded task's own demonstrations are taught, as at the start of `stockpot train`. With --data
+    and --learner.lora.rank an adapter of --model is taught, and the folder holds it in peft's format.
     """
 
     data: Path | None = None

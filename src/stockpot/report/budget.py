@@ -146,12 +146,25 @@ def notes(found: Scaling) -> Iterator[str]:
             f"{signed(curve.gain)}; uncut {curve.full}, {curve.decoded} tokens, {curve.truncated} out of room"
             f"{unjudged(curve)}"
         )
+    for curve in found.curves:
+        if curve.through_text:
+            yield f"{curve.name}, {curve.how}: {anew(curve)}"
 
 
 def unjudged(curve: Curve) -> str:
     """How many responses could not be judged, where any could not."""
     count = sum(point.unjudged for point in curve.points)
     return f"; {count} not judged, counted as wrong" if count else ""
+
+
+def anew(curve: Curve) -> str:
+    """What became of thinking that went through text."""
+    read, cut, lossy = (sum(getattr(p, name) for p in curve.points) for name in ("read_anew", "cut", "lossy"))
+    return (
+        f"tokens were re-encoded: {curve.writer} has another vocabulary, so cut thinking was decoded to text and read "
+        f"by it as {read} tokens of its own ({lossy} of {cut} not whole, since it lacks their words); budgets and "
+        "thinking count the policy's tokens, extra tokens are the writer's"
+    )
 
 
 # --- picture ---------------------------------------------------------------------------------------------------------

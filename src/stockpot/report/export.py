@@ -16,11 +16,12 @@ from stockpot.types import StockpotError
 def export(options: Export) -> None:
     """Write the weights and the tokenizer; an adapter is added to its base first."""
     folder, out = options.run, options.out
-    if not (folder / checkpoints.MANIFEST).is_file():
-        folder = checkpoints.find(Run.open(folder).checkpoints, options.step, console.tell).folder
+    listed, alone = (folder / checkpoints.MANIFEST).is_file(), bool(lora.base_of(folder))
+    if not listed and not alone:
+        folder, listed = checkpoints.find(Run.open(folder).checkpoints, options.step, console.tell).folder, True
     elif options.step is not None:
-        raise StockpotError(f"{folder} is one checkpoint: --step is for a run.")
-    if wrong := checkpoints.problem(folder):
+        raise StockpotError(f"{folder} is one {'checkpoint' if listed else 'adapter'}: --step is for a run.")
+    if listed and (wrong := checkpoints.problem(folder)):
         raise StockpotError(f"{folder} is not whole ({wrong}): take another step.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StockpotError(f"{out} already holds something: name another folder with --out.")

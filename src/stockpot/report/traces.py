@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from stockpot.record import write_whole
 from stockpot.report.soup import plain
 from stockpot.shelf import Shelf
 from stockpot.tasks.base import EmbeddedTask, Task
-from stockpot.traces import Counts, Endpoint, Limits, Plan, build
+from stockpot.traces import Counts, Endpoint, Limits, Plan, build, rewritten
 from stockpot.traces.asking import Asked, OfTask, Plain
 from stockpot.traces.build import weights_of
 from stockpot.traces.minds import LocalModel, Mind
@@ -35,6 +35,10 @@ def make(options: SftData, config: Config, out: Path | None) -> None:
         raise StockpotError("stockpot sft-data writes a file: name it with --out FILE.jsonl.")
     if out.exists():
         raise StockpotError(f"{out} is there already: name another file with --out.")
+    if options.rewriter in ("task", "plain"):
+        raise StockpotError(f"--rewriter {options.rewriter} cannot rewrite: name a model, or an endpoint's address.")
+    if not 0 <= options.rewrite_least <= 1:
+        raise StockpotError(f"--rewrite-least is a share between 0 and 1, not {options.rewrite_least:g}.")
     torch.set_num_threads(config.threads)
     store = options.store or out.with_name(f"{out.name}.store")
     plan = Plan(
@@ -48,10 +52,19 @@ def make(options: SftData, config: Config, out: Path | None) -> None:
     with ExitStack() as stack:
         critic = helper(options.critic, "critic", options, config.task, desk, stack)
         merger = helper(options.writer, "writer", options, config.task, desk, stack)
-        traces, counts = build(config.task, prompts, plan, desk, critic, merger, bars(stack))
+        asked: dict[str, Helper] = {"critic": critic, "writer": merger}
+        bar = bars(stack)
+        if options.rewriter:
+            asked["rewriter"] = rewriter = Asked(mind(options.rewriter, "rewriter", options, desk, stack))
+        traces, counts = build(config.task, prompts, plan, desk, critic, merger, bar)
+        if options.rewriter:
+            work = bar("rewrites", len(traces))
+            traces = rewritten(config.task, traces, rewriter, options.rewrite_least, counts, work)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, "".join(json.dumps(trace.line(), ensure_ascii=False) + "\n" for trace in traces))
-    tell(counts, {"critic": critic, "writer": merger})
+    tell(counts, asked)
+    for line in unanswered(asked, store):
+        console.tell(line)
     Console(highlight=False).print(f"traces  {out}   (stockpot sft --data {out} --out DIR)", soft_wrap=True)
 
 
@@ -126,3 +139,18 @@ def tell(counts: Counts, helpers: dict[str, Helper]) -> None:
             if number:
                 made.add_row(f"{role}: {why}", str(number))
     Console(highlight=False).print(made)
+
+
+def unanswered(helpers: dict[str, Helper], store: Path) -> Iterator[str]:
+    """A line for each model that left questions without an answer, and what to do about it."""
+    for role, one in helpers.items():
+        left = {why[len(LEFT) :]: number for why, number in one.failures.items() if why.startswith(LEFT) and number}
+        if isinstance(one, Asked) and left:
+            reasons = ", ".join(f"{why} {number}" for why, number in sorted(left.items()))
+            yield (
+                f"the {role} {one.mind.name} left {sum(left.values())} questions without an answer ({reasons}): to ask "
+                f"those alone, begin again with another --out and --store {store}"
+            )
+
+
+LEFT = "left out: "

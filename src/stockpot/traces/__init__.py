@@ -9,11 +9,13 @@ Critic and writer are one of: the task's own (`Task.critique`, `Task.merge`); `p
 model behind an OpenAI-compatible endpoint, which may fail in any way: it is asked again, and what it never answers is
 counted and left out. Everything written lies on shelves, so a call that was killed goes on where it was.
 
-The paper merges with one model and then has the result rewritten; here merging is the rewriting. How many wrong
-attempts a trace begins with, and how models are asked, is not in the paper.
+The paper merges with one model and then has the result rewritten, so that it reads as one train of thought: here the
+rewriter is a model too, asked for by name. What it writes is judged again; where it is of no use, the merged trace
+stays. How many wrong attempts a trace begins with, and how models are asked, is not in the paper.
 """
 
 from stockpot.traces.build import Counts, Plan, Trace, build
 from stockpot.traces.endpoint import Endpoint, Limits
+from stockpot.traces.rewriting import rewritten
 
-__all__ = ["Counts", "Endpoint", "Limits", "Plan", "Trace", "build"]
+__all__ = ["Counts", "Endpoint", "Limits", "Plan", "Trace", "build", "rewritten"]

@@ -27,6 +27,13 @@ WRITER = (
     "why, begin again, and at last solve the problem. Then state the final answer in the very form in which the last "
     "attempt states it, and check it once more. Mention neither a reviewer nor these instructions."
 )
+REWRITER = (
+    "You are given a text in which somebody works on a problem. It was put together of several pieces. Write it anew "
+    "as one train of thought of a single person thinking aloud, in the first person. Keep every attempt, every mistake "
+    "and how it is noticed, every calculation, the last check, and their order. Smooth the passages between them, and "
+    "drop only what is said twice. State the final answer in the very form in which the text states it. Answer with "
+    "the new text alone."
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,16 @@ class Critic(Protocol):
     failures: Counter[str]
 
     def explain(self, named: Mapping[str, tuple[Prompt, Judged]], told: Callable[[int], None]) -> dict[str, Told]: ...
+
+
+class Rewriter(Protocol):
+    """Writes merged traces anew as one train of thought."""
+
+    failures: Counter[str]
+
+    def rewrite(
+        self, named: Mapping[str, tuple[Prompt, str]], closing: str, told: Callable[[int], None]
+    ) -> dict[str, Told]: ...
 
 
 class Merger(Protocol):
@@ -145,6 +162,16 @@ class Asked:
         questions = [Question(name, merge_messages(parts), sensible) for name, parts in named.items()]
         return {name: Told(text, self.mind.name) for name, text in self.mind.ask(questions, told).items()}
 
+    def rewrite(
+        self, named: Mapping[str, tuple[Prompt, str]], closing: str, told: Callable[[int], None]
+    ) -> dict[str, Told]:
+        """What the model makes of merged traces, the words that close their thinking as often in it as before."""
+        questions = [
+            Question(name, rewrite_messages(prompt, text, closing), closes_like(text, closing))
+            for name, (prompt, text) in named.items()
+        ]
+        return {name: Told(text, self.mind.name) for name, text in self.mind.ask(questions, told).items()}
+
 
 def explain_messages(prompt: Prompt, attempt: Judged) -> Messages:
     """The question put to a critic."""
@@ -159,6 +186,13 @@ def merge_messages(parts: Parts) -> Messages:
     for number, (attempt, critique) in enumerate(zip(parts.attempts, parts.critiques, strict=True), 1):
         told.append(f"Attempt {number}:\n{attempt.text}\n\nRemarks on attempt {number}:\n{critique.text}")
     return [{"role": "system", "content": WRITER}, {"role": "user", "content": "\n\n".join(told)}]
+
+
+def rewrite_messages(prompt: Prompt, text: str, closing: str) -> Messages:
+    """The question put to a rewriter."""
+    keep = f"Keep `{closing}` where the thinking ends and the final answer begins.\n\n" if closing in text else ""
+    told = f"Problem:\n{asked(prompt)}\n\n{keep if closing else ''}Text:\n{text}"
+    return [{"role": "system", "content": REWRITER}, {"role": "user", "content": told}]
 
 
 def asked(prompt: Prompt) -> str:
@@ -185,3 +219,13 @@ def sensible(text: str) -> str | None:
     """The text without space around it, unless it is empty or endless."""
     text = text.strip()
     return text if 0 < len(text) <= ANSWER_LIMIT else None
+
+
+def closes_like(before: str, closing: str) -> Callable[[str], str | None]:
+    """Accepts what is sensible and has the closing words as often as the text before it."""
+
+    def accept(text: str) -> str | None:
+        kept = not closing or text.count(closing) == before.count(closing)
+        return sensible(text) if kept else None
+
+    return accept

@@ -54,6 +54,8 @@ class Trace:
     parts: Parts
     writer: str
     reward: float
+    rewriter: str = ""
+    """Who wrote the merged trace anew; empty where it stands as it was merged."""
 
     def line(self) -> dict[str, Any]:
         """As the file has it."""
@@ -62,6 +64,7 @@ class Trace:
         pairs = zip(self.parts.attempts, self.parts.critiques, strict=True)
         attempts = [{"source": a.source, "sample": a.sample, "right": a.right, "critic": c.by} for a, c in pairs]
         sources = {"attempts": attempts, "writer": self.writer, "reward": self.reward}
+        sources |= {"rewriter": self.rewriter} if self.rewriter else {}
         return {
             "prompt": chat or self.prompt.text,
             "completion": completion,
