@@ -132,6 +132,11 @@ def test_a_batch_takes_what_a_simulation_of_it_takes(rows: int) -> None:
     """64 responses in as many rows, or in 16 that are filled again; three samplers, of which the slowest counts."""
     lengths, rng, samplers = drawn("lognormal", 20, 0.6, 100), random.Random(1), 3
     found = []
+
+    def cost(count: int, tokens: int) -> float:
+        work, moved = 2 * (BLOCKS + HEAD) * count + 384 * tokens, 2 * (BLOCKS + HEAD) + 192 * tokens
+        return 1e-3 + 2 * max(work / 1e9, moved / 1e8)
+
     for _ in range(60):
         took = []
         for _ in range(samplers):
@@ -139,12 +144,12 @@ def test_a_batch_takes_what_a_simulation_of_it_takes(rows: int) -> None:
             while waiting or live:
                 while waiting and len(live) < rows:
                     live.append([waiting.pop(), 0])
-                seconds += float(ENGINE.decoding(len(live), sum(10 + done for _, done in live)))
+                seconds += cost(len(live), sum(10 + done for _, done in live))
                 live = [[left, done + 1] for left, done in live if done + 1 < left]
             took.append(seconds)
         found.append((sum(took) / samplers, max(took)))
     busy, wait = ENGINE.batch([Crowd(64 * samplers, lengths, 10)], samplers, rows)
-    close = 0.03 if rows == 64 else 0.12
+    close = 0.05 if rows == 64 else 0.12
     assert busy == pytest.approx(sum(b for b, _ in found) / 60, rel=close)
     assert wait == pytest.approx(sum(w for _, w in found) / 60, rel=close)
 
@@ -189,7 +194,8 @@ def test_more_devices_never_need_more_memory_each(name: str) -> None:
     for kind in (together, learner, sampler):
         needs = [kind(plan, n).needed for n in (1, 2, 3, 4, 8, 16, 64, 500)]
         assert needs == sorted(needs, reverse=True), kind
-    assert together(plan, 8).needed < plan.needed or name == "countdown"
+    less = together(plan, 8).needed < plan.needed
+    assert less == (name in ("qwen2_5_math_7b", "qwen2_5_32b")), "frozen weights are as well whole on all"
 
 
 @every

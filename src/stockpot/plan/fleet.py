@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 from stockpot.config import Config
 from stockpot.plan import layout
@@ -113,12 +114,16 @@ class Fleet:
         """Bytes of one device that may be taken; processes on one machine share its memory."""
         return self.plan.usable / (self.gpus if self.plan.device == "cpu" else 1)
 
-    def overhead(self, what: str, copies: bool = False) -> float:
+    @property
+    def sampler(self) -> Literal["cpu", "reference", "engine"]:
+        """Who decodes: the reference sampler, on one GPU or on the CPU; on several GPUs an engine such as vLLM."""
+        return "cpu" if self.plan.device == "cpu" else "engine" if self.gpus > 1 else "reference"
+
+    def overhead(self, what: str) -> float:
         """Seconds of overhead of a decoding step, or of a pass."""
         told, cpu = self.plan.assumed, self.plan.device == "cpu"
         if what == "step":
-            kind = "cpu" if cpu else "engine" if copies else "reference"
-            each, chosen = STEP_MS[kind], told.step_ms
+            each, chosen = STEP_MS[self.sampler], told.step_ms
         else:
             each, chosen = PASS_MS["cpu" if cpu else "gpu"], told.pass_ms
         return (each * self.plan.shape.layers if chosen is None else chosen) / 1e3
@@ -142,7 +147,7 @@ class Fleet:
         config, own = self.plan.config, self.plan.config.prefixes
         history = own if isinstance(own, FromHistory) else FromHistory()
         if isinstance(own, FromCheckpoints):
-            live = own
+            live, history = own, FromHistory(share=own.share, exactly=own.exactly)
         else:
             low, high = (max(1, round(cut * self.spread.mean)) for cut in (history.cut_low, history.cut_high))
             if history.where == "tokens":
@@ -158,7 +163,7 @@ class Fleet:
         """All devices sample, then all learn."""
         place = layout.together(replace(self.plan, config=config), n)
         work = self.work(place.plan, n)
-        engine = self.engine(place.plan, place.divided)
+        engine = self.engine(place.plan)
         decode, wait = self.writing(engine, work, n, place.plan.rows)
         read = sum(engine.reading(count / n, length) for count, length in work.reads)
         learn, talk = self.learning(place, n)
@@ -181,7 +186,7 @@ class Fleet:
         """Some devices sample, the others learn: after each other (`waits`), or all the time."""
         plan, n = replace(self.plan, config=config), samplers + learners
         writer, teacher = layout.sampler(plan, samplers), layout.learner(plan, learners)
-        engine, work = self.engine(writer.plan, copies=True), self.work(writer.plan, samplers)
+        engine, work = self.engine(writer.plan), self.work(writer.plan, samplers)
         read = sum(engine.reading(count / samplers, length) for count, length in work.reads)
         if waits:
             busy, wait = self.writing(engine, work, samplers, writer.plan.rows)
@@ -223,8 +228,9 @@ class Fleet:
             heads = [Crowd(count, spread.capped(low, high), prompt)]
             writers = getattr(rule, "writers_per_step", 1)
             contexts *= 2
-        reference = plan.device == "cpu" or not plan.copies
-        if reference and rollouts / samplers <= plan.rows:  # prefixes are read along, while the others write
+        if (
+            self.sampler != "engine" and rollouts / samplers <= plan.rows
+        ):  # prefixes are read along, while the others write
             return Work([fresh, Crowd(count, spread, prompt)], heads, writers, contexts)
         fraction = isinstance(rule, FromHistory) and rule.where != "tokens"
         rest = spread.scaled(1 - head / spread.mean) if fraction else spread.after(head)
@@ -238,13 +244,13 @@ class Fleet:
         first, all_first = engine.batch(part, samplers, rows)
         return busy + work.writers * first, wait + work.writers * all_first
 
-    def engine(self, plan: Plan, copies: bool) -> Sampling:
+    def engine(self, plan: Plan) -> Sampling:
         """The device as it decodes."""
         device = self.device
         peak = device.single if plan.decoding == 4 else device.half
         return Sampling(
             plan.shape, plan.decoding, peak * 1e12, device.bandwidth * 1e9, plan.assumed.reached,
-            self.overhead("step", copies), self.overhead("pass"), ENGINE_TOKENS if copies else PREFILL_TOKENS,
+            self.overhead("step"), self.overhead("pass"), ENGINE_TOKENS if self.sampler == "engine" else PREFILL_TOKENS,
         )  # fmt: skip
 
     def learning(self, place: Place, learners: int) -> tuple[float, float]:

@@ -85,12 +85,12 @@ def assumptions(fleet: Fleet) -> Iterator[str]:
         f"{told.reached:.0%} of the peaks (--reached); reading contexts likewise"
     )
     yield f"learning reaches {told.mfu:.0%} of the peak (--mfu), recomputation counted as work; AdamW reads its state"
-    steps = "".join(
-        f"{fleet.overhead('step', copies) * 1e3:.3g} ms for {who}{', ' if not copies else ''}"
-        for copies, who in ((False, "the reference sampler"), (True, "an engine with its own copy"))
+    who = {"cpu": "the reference sampler", "reference": "the reference sampler", "engine": "an engine such as vLLM"}
+    step, each = (fleet.overhead(what) * 1e3 for what in ("step", "pass"))
+    yield (
+        f"{who[fleet.sampler]} decodes, with {step:.3g} ms of overhead a step (--step-ms); a pass over contexts or "
+        f"rollouts has {each:.3g} ms (--pass-ms); ours, not measured"
     )
-    each = fleet.overhead("pass") * 1e3
-    yield f"overhead: a decoding step {steps} (--step-ms), a pass {each:.3g} ms (--pass-ms); ours, not measured"
     yield f"judging a rollout takes {told.reward_ms:g} ms (--reward-ms), on one processor for each device"
     if fleet.gpus > 1:
         yield from several()
