@@ -75,7 +75,7 @@ def _copied(size: int = 2**26) -> float:
 
 
 def _best(work: Callable[[], object], rounds: int = 7) -> float:
-    """Least seconds of some rounds, the first left out, by the processor's clock: the wall's counts others' work too."""
+    """Least seconds of some rounds, the first left out, by the processor's clock: the wall's counts others' work."""
     work()
     found = []
     for _ in range(rounds):
