@@ -216,13 +216,16 @@ class SelectOptions:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a recipe would take on one device: memory by part, tokens and operations of a step. Nothing is loaded.
+    """What a recipe would take: memory by part, tokens and operations of a step, and its seconds on-policy, with old
+    prefixes, and asynchronously, by a stated cost model. Nothing is loaded.
 
     Besides these it takes the recipe, and every option of `stockpot train`.
     """
 
     gpu: str = "h100"
     """The device: a100, a100-40, h100, h200, b200, l40s, or cpu for this machine."""
+    gpus: int = 1
+    """How many of them; with cpu, processes on this machine."""
     longest_prompt: int = 1024
     """Assumed tokens of the longest prompt, or what the context leaves."""
     mean_prompt: int = 128
@@ -231,6 +234,26 @@ class PlanOptions:
     """Assumed share of max_tokens that a response has in the mean."""
     reserve: float = 0.08
     """Share of the device's memory that is left to its driver and to gaps."""
+    lengths: Literal["lognormal", "geometric", "fixed"] = "lognormal"
+    """Assumed spread of lengths around their mean, cut at max_tokens: what stragglers come from."""
+    spread: float = 0.7
+    """With lognormal: assumed standard deviation of the logarithm of a length."""
+    mfu: float = 0.4
+    """Assumed share of the device's peak that learning reaches, recomputation counted as work."""
+    reached: float = 0.7
+    """Assumed share of peak and bandwidth that decoding and reading contexts reach."""
+    step_ms: float | None = None
+    """Assumed overhead of a decoding step in milliseconds; default so much for each layer, as printed."""
+    pass_ms: float | None = None
+    """Assumed overhead of a pass over contexts or rollouts in milliseconds; default likewise."""
+    reward_ms: float = 1.0
+    """Assumed milliseconds of judging a rollout, on one processor for each device."""
+    peak_tflops: float = 0.0
+    """10^12 operations a second of the device; default by its data sheet, with cpu measured on the spot."""
+    bandwidth: float = 0.0
+    """GB a second of the device's memory; default likewise."""
+    link: float = 0.0
+    """GB a second between devices; default likewise."""
 
 
 def parted(words: list[str], kind: type) -> tuple[list[str], list[str]]:

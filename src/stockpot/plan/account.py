@@ -1,18 +1,20 @@
 """What a run would take, reckoned from its configuration and the model's shape: memory, tokens, operations.
 
-One device, which samples and learns in turn, as `engines.local` does. Nothing is loaded. What is not known before a
-run is an `Assumed`; what the formulas take for granted is a constant in `plan.base`. All of it is told beside the
-figures.
+A device samples and learns in turn, as `engines.local` does; `plan.layout` makes several of it, `plan.fleet` adds the
+seconds. Nothing is loaded. What is not known before a run is an `Assumed`; what the formulas take for granted is a
+constant in `plan.base`. All of it is told beside the figures.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stockpot import lora, scoring
 from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
+from stockpot.plan import work
 from stockpot.plan.base import (
     DEVICES,
     DRAWN,
@@ -27,10 +29,11 @@ from stockpot.plan.base import (
     Operations,
     Part,
     Phase,
+    State,
     Tokens,
 )  # fmt: skip
-from stockpot.plan.lengths import longest_prefix, mean_prefix, selected, whole_passes
-from stockpot.prefixes import FromHistory, LiveRule, Replay
+from stockpot.plan.lengths import longest_prefix
+from stockpot.prefixes import LiveRule
 from stockpot.samplers.torch import PREFILL_TOKENS
 from stockpot.shapes import Shape, memory_here
 from stockpot.types import StockpotError
@@ -44,6 +47,10 @@ class Plan:
     shape: Shape
     device: str
     assumed: Assumed = Assumed()
+    among: int = 1
+    """Devices that share the rollouts of a step."""
+    copies: bool = False
+    """Whether a sampler has weights of its own, in the type that matrices are multiplied in."""
 
     def __post_init__(self) -> None:
         if self.device not in (*DEVICES, "cpu"):
@@ -77,8 +84,13 @@ class Plan:
 
     @property
     def stored(self) -> int:
-        """Bytes of a weight of the model as it lies in memory, and as it decodes."""
+        """Bytes of a weight of the model as it lies in memory."""
         return HALF if self.config.learner.lora.keeps_half(self.mixed) else MASTER
+
+    @property
+    def decoding(self) -> int:
+        """Bytes of a weight that decodes, and of a key or a value in the cache."""
+        return HALF if self.copies and self.mixed else self.stored
 
     @property
     def longest_prompt(self) -> int:
@@ -90,29 +102,31 @@ class Plan:
     def pass_tokens(self) -> int:
         """Tokens of the largest pass: the budget, or the longest rollout where that is more, or the whole update."""
         longest = self.longest_prompt + self.config.max_tokens
-        update = self.config.prompts_per_step * self.config.group_size // self.config.updates_per_step * longest
+        rollouts = self.config.prompts_per_step * self.config.group_size // self.config.updates_per_step
+        update = math.ceil(rollouts / self.among) * longest
         return min(max(self.config.learner.tokens_per_pass, longest), update)
 
     @property
     def rows(self) -> int:
         """Rollouts decoded at one time, in training or in evaluation, whichever has more."""
+        return min(self.config.decode_rows, self._asked)
+
+    @property
+    def _asked(self) -> int:
+        """Rollouts that one device is asked for at most."""
         training = self.config.prompts_per_step * self.config.group_size
         testing = self.config.evaluation.prompts * self.config.evaluation.samples
-        return min(self.config.decode_rows, max(training, testing))
+        return math.ceil(max(training, testing) / self.among)
 
     @property
     def columns(self) -> int:
         """Columns of the cache: the longest context, and the response's room twice where rows are filled again."""
-        asked = max(
-            self.config.prompts_per_step * self.config.group_size,
-            self.config.evaluation.prompts * self.config.evaluation.samples,
-        )
-        again = 2 if asked > self.rows else 1
+        again = 2 if self._asked > self.rows else 1
         context = self.longest_prompt + longest_prefix(self.config)
         return context + self.config.max_tokens * again + (1 if self.device == "cpu" else LOOK)
 
     @property
-    def _logits_row(self) -> int:
+    def logits_row(self) -> int:
         """Bytes that the logits of one token take while they are alive, backward included."""
         copies = scoring.COPIES_TRUNCATED if self.config.sampling.truncated else scoring.COPIES
         return self.shape.vocabulary * MASTER * copies
@@ -148,26 +162,28 @@ class Plan:
         """The account, line by line."""
         p, t, stored = self.shape.parameters, self.trained, self.stored
         if self.adapter:
-            yield Part(f"weights, frozen, {KINDS[stored]}", "always", stored * p, f"{p:,} x {stored}")
-        yield Part(
+            yield State(f"weights, frozen, {KINDS[stored]}", "always", stored * p, f"{p:,} x {stored}")
+        yield State(
             "adapter, float32" if self.adapter else "weights, float32", "always", MASTER * t, f"{t:,} x {MASTER}"
         )
-        yield Part("AdamW's moments", "always", MOMENTS * MASTER * t, f"{t:,} x {MOMENTS} x {MASTER}")
+        yield State("AdamW's moments", "always", MOMENTS * MASTER * t, f"{t:,} x {MOMENTS} x {MASTER}")
         if self.adapter:
             yield from self._other_adapters()
         else:
             yield from self._other_models()
         if self.critic == "separate":
             c = self.critic_size
-            yield Part("critic", "always", (1 + MOMENTS) * MASTER * c, f"{c:,} x {(1 + MOMENTS) * MASTER}, moments too")
+            yield State(
+                "critic", "always", (1 + MOMENTS) * MASTER * c, f"{c:,} x {(1 + MOMENTS) * MASTER}, moments too"
+            )
             rounded = HALF if self.mixed else 0
-            yield Part("critic's gradients", "learning", (MASTER + rounded) * c, f"{c:,} x {MASTER + rounded}")
+            yield State("critic's gradients", "learning", (MASTER + rounded) * c, f"{c:,} x {MASTER + rounded}")
         yield from self._sampling()
         yield from self._learning()
 
     def _other_models(self) -> Iterator[Part]:
         p, config = self.shape.parameters, self.config
-        yield Part("reference model", "always", MASTER * p if config.needs_reference else 0, "only with a KL, or SPO")
+        yield State("reference model", "always", MASTER * p if config.needs_reference else 0, "only with a KL, or SPO")
         rule = config.prefixes
         live = isinstance(rule, LiveRule)
         where = (
@@ -180,7 +196,9 @@ class Plan:
     def _other_adapters(self) -> Iterator[Part]:
         a, config = self.adapter, self.config
         moves = config.needs_reference and config.kl.reference != "frozen"
-        yield Part("reference's adapter", "always", MASTER * a if moves else 0, "a frozen one is the model without any")
+        yield State(
+            "reference's adapter", "always", MASTER * a if moves else 0, "a frozen one is the model without any"
+        )
         swapped = isinstance(config.prefixes, LiveRule) or config.refresh_every > 1
         yield Part(
             "adapter put aside", "always", MASTER * a if swapped or moves else 0, "while an older one is in its place"
@@ -188,7 +206,7 @@ class Plan:
 
     def _sampling(self) -> Iterator[Part]:
         shape, rows, columns = self.shape, self.rows, self.columns
-        layer = 2 * shape.kv_heads * shape.head_dim * self.stored
+        layer = 2 * shape.kv_heads * shape.head_dim * self.decoding
         yield Part(
             "keys and values", "sampling", rows * columns * layer * shape.layers,
             f"{rows} rows x {columns} columns x {shape.layers} layers x {layer}",
@@ -196,7 +214,7 @@ class Plan:
         yield Part("one layer's again", "sampling", rows * columns * layer, "moved, or laid out for the product")
         context = self.longest_prompt + longest_prefix(self.config)
         tokens = min(max(PREFILL_TOKENS, context), rows * context)
-        wide = self.stored * (4 * shape.hidden + 3 * shape.intermediate + 3 * shape.heads * shape.head_dim)
+        wide = self.decoding * (4 * shape.hidden + 3 * shape.intermediate + 3 * shape.heads * shape.head_dim)
         prefill, drawing = tokens * wide, rows * shape.vocabulary * DRAWN
         yield Part(
             "prefill, or drawing tokens", "sampling", max(prefill, drawing),
@@ -206,10 +224,10 @@ class Plan:
     def _learning(self) -> Iterator[Part]:
         shape, learner, tokens = self.shape, self.config.learner, self.pass_tokens
         t = self.trained
-        yield Part("gradients, float32", "learning", MASTER * t, f"{t:,} x {MASTER}")
+        yield State("gradients, float32", "learning", MASTER * t, f"{t:,} x {MASTER}")
         products = shape.parameters - (0 if shape.tied else shape.embedding)
         products = self.adapter + (products if self.stored == MASTER else 0)
-        yield Part(
+        yield State(
             "weights, bfloat16", "learning", HALF * products if self.mixed else 0,
             f"{products:,} x {HALF}, by autocast" if self.mixed else "none: products in float32",
         )  # fmt: skip
@@ -219,7 +237,7 @@ class Plan:
         else:
             kept, how, again = shape.layers * layer, f"{shape.layers} layers x {layer:,.0f}", 0.0
         yield Part("activations", "learning", tokens * kept, f"{tokens} tokens x {how}")
-        logits = min(learner.logits_mb * 2**20, tokens * self._logits_row)
+        logits = min(learner.logits_mb * 2**20, tokens * self.logits_row)
         working = tokens * (again + WORKING_LAYERS * layer)
         yield Part(
             "logits, or a layer's work", "learning", max(logits, working),
@@ -248,52 +266,14 @@ class Plan:
 
     # --- tokens and operations --------------------------------------------------------------------------------------
 
-    def tokens(self) -> Tokens:
-        """Of a step that has the prefixes it asks for."""
-        config, mean = self.config, self.assumed.response * self.config.max_tokens
-        prefixed = config.prompts_per_step * config.prefixes.wanted(config.group_size, config.steps)
-        whole = isinstance(config.prefixes, Replay)
-        prefix = mean if whole else mean_prefix(config, mean)
-        rollouts = config.prompts_per_step * config.group_size
-        saved = prefixed * prefix
-        trained = isinstance(config.prefixes, FromHistory) and config.prefixes.gradient == "none"
-        continued = 0 if whole else prefixed
-        return Tokens(
-            rollouts=rollouts,
-            prefixed=prefixed,
-            decoded_most=rollouts * config.max_tokens,
-            decoded=rollouts * mean - saved,
-            saved=saved,
-            prefilled=config.prompts_per_step * self.mean_prompt + continued * (self.mean_prompt + prefix),
-            learned=(rollouts * mean - (saved if trained else 0)) * selected(config),
-        )
-
     @property
     def mean_prompt(self) -> int:
         return min(self.assumed.mean_prompt, self.longest_prompt)
 
+    def tokens(self) -> Tokens:
+        """Of a step that has the prefixes it asks for."""
+        return work.tokens(self)
+
     def operations(self) -> Operations:
-        """Of the same step: 2 per parameter and token forward, twice that backward; attention, causal, beside it."""
-        shape, config, tokens = self.shape, self.config, self.tokens()
-        response = self.assumed.response * config.max_tokens
-        attention = 2 * shape.layers * shape.heads * shape.head_dim
-        head = 2 * shape.embedding
-        decode = tokens.decoded * (2 * shape.blocks + head + 2 * attention * (self.mean_prompt + response / 2))
-
-        def forward(length: float) -> float:
-            return 2 * shape.blocks * length + attention * length * (length + 1)
-
-        prefill = config.prompts_per_step * forward(self.mean_prompt)
-        if tokens.prefixed and not isinstance(config.prefixes, Replay):
-            prefill += tokens.prefixed * forward(self.mean_prompt + tokens.saved / tokens.prefixed)
-        whole = whole_passes(config.algorithm)
-        scored = 1 + config.kl.in_advantage if config.kl.active and not whole else 0
-        each = 2 if self.adapter else 3  # the frozen weights have no gradient, what passes through them has
-        taught = (each + config.learner.gradient_checkpointing) * config.epochs
-        passes = taught + scored + bool(self.critic) + taught * (self.critic == "separate")
-        chunked = self.pass_tokens * self._logits_row > config.learner.logits_mb * 2**20
-        heads = (each + chunked) * config.epochs + scored
-        learned = tokens.rollouts * selected(config)
-        learn = learned * (passes * forward(self.mean_prompt + response) + heads * head * response)
-        learn += tokens.rollouts * whole * (forward(self.mean_prompt + response) + head * response)
-        return Operations(decode, prefill, learn)
+        """Of the same step."""
+        return work.operations(self)

@@ -6,27 +6,39 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from stockpot.plan.account import Plan
+from stockpot.plan.layout import Place, together
+
+MOST = 1024
+"""Devices that are tried at most."""
 
 
-def cures(plan: Plan) -> list[str]:
+def cures(plan: Plan, devices: int = 1) -> list[str]:
     """Options that make it fit, tried in turn and kept together; empty where none of them can."""
     words: dict[str, str] = {}
-    while not plan.fits:
-        learning = plan.peak("learning") > plan.usable
-        step = next(((flag, made) for flag, made in smaller(plan, learning) if made.needed < plan.needed), None)
+    place = together(plan, devices)
+    while place.needed > plan.usable:
+        learning = place.peak("learning") > plan.usable
+        tried = ((flag, made, together(made, devices)) for flag, made in smaller(plan, place, learning))
+        step = next((found for found in tried if found[2].needed < place.needed), None)
         if step is None:
             return []
-        flag, plan = step
+        flag, plan, place = step
         words[flag.split()[0]] = flag
     return list(words.values())
 
 
-def smaller(plan: Plan, learning: bool) -> Iterator[tuple[str, Plan]]:
+def more(plan: Plan, devices: int) -> int:
+    """Devices of this kind on which it fits as it is, more than there are; 0 where more do not help."""
+    tried = (n for n in range(devices + 1, MOST) if n <= 16 or n % 8 == 0)
+    return next((n for n in tried if together(plan, n).needed <= plan.usable), 0) if plan.device != "cpu" else 0
+
+
+def smaller(plan: Plan, place: Place, learning: bool) -> Iterator[tuple[str, Plan]]:
     """Changes that need less memory, the cheapest first, with the option that makes each."""
-    config, learner = plan.config, plan.config.learner
+    config, learner, rows = plan.config, plan.config.learner, place.plan.rows
     if not learning:
-        if plan.rows > 1:
-            yield f"--decode-rows {plan.rows // 2}", changed(plan, decode_rows=plan.rows // 2)
+        if rows > 1:
+            yield f"--decode-rows {rows // 2}", changed(plan, decode_rows=rows // 2)
         return
     if not learner.gradient_checkpointing:
         made = replace(learner, gradient_checkpointing=True)
