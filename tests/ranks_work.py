@@ -124,8 +124,17 @@ def live(rank: Rank, config: Config) -> dict[str, Any]:
     found["after"] = rank.score(given.rollouts, "policy")
     if config.needs_reference:
         found["reference after"] = rank.score(given.rollouts, "reference")
-    found["grads"] = grads
+    found["grads"] = list(grads)  # of these steps, not of later ones
+    found["held"] = held(rank)
     return found
+
+
+def held(rank: Rank) -> dict[str, int]:
+    """Numbers that this process has of weights and moments, and how many there are in all."""
+    state = rank.policy.optimizer.state.values()
+    tensors = {"weights": list(rank.policy.model.parameters()), "moments": [entry["exp_avg"] for entry in state]}
+    own = {what: sum(getattr(t, "_local_tensor", t).numel() for t in some) for what, some in tensors.items()}
+    return own | {f"{what} in all": sum(t.numel() for t in some) for what, some in tensors.items()}
 
 
 def spoilt(rank: Rank, config: Config) -> dict[str, Any]:

@@ -48,10 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = os.pathsep.join(str(p) for p in (source.parent, Path(sys.modules["stockpot"].__file__ or "").parents[1]))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with (made / "told").open("w") as told:
+        start = [sys.executable, str(source)]
         running = [
-            subprocess.Popen([sys.executable, str(source), str(world), str(made)], env=environment, stdout=told, stderr=told)
+            subprocess.Popen([*start, str(world), str(made)], env=environment, stdout=told, stderr=told)
             for world in WORLDS
-        ]  # fmt: skip
+        ]
         try:
             codes = [process.wait(timeout=600) for process in running]
         finally:
@@ -155,13 +156,27 @@ def test_an_ordinary_engine_is_what_one_learner_is(folder: Path, alone: Any) -> 
     assert all(torch.equal(p, alone(name)["weights"][n]) for n, p in engine.policy.model.named_parameters())
 
 
+@every_world
+@pytest.mark.parametrize("name", ("fsdp", "ddp", "fsdp-lora"))
+def test_who_holds_how_much(name: str, world: int, found: Any) -> None:
+    """Under FSDP weights and moments are dealt out, rounded up to whole rows; under DDP all have all."""
+    held = [found(world, rank)[name]["held"] for rank in range(world)]
+    for what in ("weights", "moments"):
+        total = held[0][f"{what} in all"]
+        share = max(one[what] for one in held) / total
+        assert share == 1 if name == "ddp" else share < 1.35 / world
+        assert name == "ddp" or sum(one[what] for one in held) == total
+
+
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def gone_on(folder: Path, name: str) -> Any:
     """The third step by one process, from the checkpoint of two."""
     model, source = str(folder / "model"), str(folder / f"saved-{name}")
-    return work.go_on(Rank(work.CASES[name], work.RUN, source, model, 2), work.CASES[name])
+    one = Rank(work.CASES[name], work.RUN, source, model, 2)
+    assert one.policy.version == 2
+    return work.go_on(one, work.CASES[name])
 
 
 def assert_same_step(one: Any, other: Any) -> None:
@@ -219,13 +234,13 @@ def test_a_checkpoint_exports_to_one_folder(name: str, folder: Path, tmp_path: P
     assert float((start(input_ids=ids).logits - expected).abs().max()) > 1e-3, "two steps were taken"
 
 
-def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    """With a part missing, too."""
+@pytest.mark.parametrize("name", ("optimizer", "reference"))
+def test_a_checkpoint_with_a_piece_missing_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    """What one learner wrote is gone: the rest must not pass for the whole."""
     shutil.copytree(folder / "saved-fsdp", tmp_path / "saved")
-    next(moments.pieces(tmp_path / "saved" / "reference.safetensors").iterdir()).unlink()
-    with pytest.raises(StockpotError, match="another model"):
-        gone_on_at = LocalEngine(work.CASES["fsdp"], work.RUN, str(tmp_path / "saved"), str(folder / "model"), 2)
-        assert gone_on_at
+    min(moments.pieces(tmp_path / "saved" / f"{name}.safetensors").iterdir()).unlink()
+    with pytest.raises(StockpotError, match=r"another model|damaged"):
+        Rank(work.CASES["fsdp"], work.RUN, str(tmp_path / "saved"), str(folder / "model"), 2)
 
 
 # --- shares ---------------------------------------------------------------------------------------------------------
