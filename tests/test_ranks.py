@@ -119,9 +119,10 @@ def test_any_number_of_learners_takes_the_same_step(name: str, world: int, alone
 def test_bfloat16_computes_and_float32_remembers(name: str, world: int, alone: Any, found: Any) -> None:
     one, many = alone(name), found(world, 0)[name]
     for mine, theirs in zip(one["grads"], many["grads"], strict=True):
-        assert 0 < apart(mine, theirs) < HALF[name]
+        assert apart(mine, theirs) < HALF[name]
         assert {grad.dtype for grad in theirs.values()} == {torch.float32}
     assert {weight.dtype for weight in many["weights"].values()} == {torch.float32}
+    assert worst(many["before"], alone("fsdp")["before"]) > 1e-3, "fewer bits are seen"
     assert apart(many["grads"][0], found(6 - world, 0)[name]["grads"][0]) < 0.02, "two learners and four"
 
 
@@ -205,7 +206,7 @@ def test_the_ordinary_engine_reads_it_too(folder: Path, found: Any, tmp_path: Pa
     )
     engine.learn(work.lesson(config, 3), 3)
     theirs = found(2, 0)["fsdp-critic"]["next"][1]
-    assert worst((p for _, p in engine.policy.model.named_parameters()), theirs.values()) < 3e-5
+    assert worst((p.detach() for p in engine.policy.model.parameters()), theirs.values()) < 3e-5
 
 
 def test_learners_write_their_own_pieces_and_no_pickle(folder: Path) -> None:
@@ -220,8 +221,12 @@ def test_learners_write_their_own_pieces_and_no_pickle(folder: Path) -> None:
 def test_a_checkpoint_exports_to_one_folder(name: str, folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    source, root = folder / f"saved-{name}", tmp_path / "checkpoints"
-    saved = checkpoints.write(root, 2, None, lambda aside: shutil.copytree(source, aside, dirs_exist_ok=True) and None)
+    source = folder / f"saved-{name}"  # an adapter names its base by the way to it, so the copy lies beside it
+
+    def save(aside: Path) -> None:
+        shutil.copytree(source, aside, dirs_exist_ok=True)
+
+    saved = checkpoints.write(folder, 2, None, save)
     told = stockpot("export", saved.folder, "--out", tmp_path / "out")
     assert told.code == 0, told.err
     assert not checkpoints.problem(saved.folder)
@@ -239,7 +244,7 @@ def test_a_checkpoint_with_a_piece_missing_is_refused(name: str, folder: Path, t
     """What one learner wrote is gone: the rest must not pass for the whole."""
     shutil.copytree(folder / "saved-fsdp", tmp_path / "saved")
     min(moments.pieces(tmp_path / "saved" / f"{name}.safetensors").iterdir()).unlink()
-    with pytest.raises(StockpotError, match=r"another model|damaged"):
+    with pytest.raises(StockpotError, match=r"another model|is missing in"):
         Rank(work.CASES["fsdp"], work.RUN, str(tmp_path / "saved"), str(folder / "model"), 2)
 
 
