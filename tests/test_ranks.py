@@ -28,9 +28,12 @@ from stockpot.algorithms.base import CriticOptions
 from stockpot.engines.local import LocalEngine
 from stockpot.engines.ranks import Rank
 from stockpot.engines.ranks.shares import shares
+from stockpot.learner import Learner
 from stockpot.models import load_model
+from stockpot.policy import Policy
 from stockpot.types import StockpotError
 
+CPU = torch.device("cpu")
 WORLDS = (2, 4)
 CLOSE = 1e-5
 """Of a gradient, the size of the difference relative to its own; two ways to add float32 differ by about 1e-6."""
@@ -218,7 +221,7 @@ def test_learners_write_their_own_pieces_and_no_pickle(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ("fsdp", "fsdp-lora"))
-def test_a_checkpoint_exports_to_one_folder(name: str, folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_exports_to_one_folder(name: str, folder: Path, found: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     source = folder / f"saved-{name}"  # an adapter names its base by the way to it, so the copy lies beside it
@@ -233,10 +236,15 @@ def test_a_checkpoint_exports_to_one_folder(name: str, folder: Path, tmp_path: P
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(exported).__name__ == exported.config.architectures[0] == "Qwen3ForCausalLM"
     ids = torch.arange(40).view(2, 20)
-    expected = load_model(str(source), torch.device("cpu"))(input_ids=ids).logits
-    assert torch.allclose(exported(input_ids=ids).logits, expected, atol=1e-5)
-    start = AutoModelForCausalLM.from_pretrained(folder / "model")
-    assert float((start(input_ids=ids).logits - expected).abs().max()) > 1e-3, "two steps were taken"
+    with torch.no_grad():
+        start, read, out = (
+            model(input_ids=ids).logits
+            for model in (load_model(str(folder / "model"), CPU), load_model(str(saved.folder), CPU), exported)
+        )
+    assert torch.allclose(out, read, atol=1e-5)
+    assert not torch.allclose(out, start, atol=1e-3), "two steps were taken"
+    scores = Policy(exported, Learner(dtype="float32")).score(work.lesson(work.CASES[name]).rollouts, "policy")
+    assert worst(scores, found(2, 0)[name]["after"]) < 3e-5, "what the learners said themselves"
 
 
 @pytest.mark.parametrize("name", ("optimizer", "reference"))

@@ -74,7 +74,7 @@ def reader(path: Path) -> Any:
 
 
 def known(source: Any, path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of every tensor that is not one number. What a missing piece leaves open would be read as noise."""
+    """Shape and type of every tensor that is not one number; an error where a piece is missing, and noise would be."""
     found = {}
     for name, entry in source.read_metadata().state_dict_metadata.items():
         if sum(chunk.sizes.numel() for chunk in entry.chunks) != entry.size.numel():
