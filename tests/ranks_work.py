@@ -58,7 +58,7 @@ CASES: dict[str, Config] = {
     "fsdp-critic": replace(base(tokens_per_pass=48), algorithm=PPO()),
     "ddp-critic": replace(base(tokens_per_pass=48, parallel="ddp"), algorithm=PPO()),
 }
-MODELS = {"fsdp-recompute": "tied", "ddp-recompute": "tied"}
+MODELS = dict.fromkeys(("fsdp-recompute", "ddp-recompute", "fsdp-critic"), "tied")
 """Which model's folder a case starts from, where it is not the one without tied embeddings."""
 SPOILT = ("fsdp", "ddp", "fsdp-lora")
 

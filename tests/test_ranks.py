@@ -51,9 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = os.pathsep.join(str(p) for p in (source.parent, Path(sys.modules["stockpot"].__file__ or "").parents[1]))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with (made / "told").open("w") as told:
-        start = [sys.executable, str(source)]
+        command = [sys.executable, str(source)]
         running = [
-            subprocess.Popen([*start, str(world), str(made)], env=environment, stdout=told, stderr=told)
+            subprocess.Popen([*command, str(world), str(made)], env=environment, stdout=told, stderr=told)
             for world in WORLDS
         ]
         try:
@@ -77,10 +77,15 @@ def alone(folder: Path) -> Any:
 
     @cache
     def live(name: str) -> dict[str, Any]:
-        model = str(folder / work.MODELS.get(name, "model"))
+        model = start(folder, name)
         return work.live(Rank(work.CASES[name], work.RUN, model, model), work.CASES[name])
 
     return live
+
+
+def start(folder: Path, name: str) -> str:
+    """The model that a case starts from."""
+    return str(folder / work.MODELS.get(name, "model"))
 
 
 def worst(ones: Any, others: Any) -> float:
@@ -177,7 +182,7 @@ def test_who_holds_how_much(name: str, world: int, found: Any) -> None:
 
 def gone_on(folder: Path, name: str) -> Any:
     """The third step by one process, from the checkpoint of two."""
-    model, source = str(folder / "model"), str(folder / f"saved-{name}")
+    model, source = start(folder, name), str(folder / f"saved-{name}")
     one = Rank(work.CASES[name], work.RUN, source, model, 2)
     assert one.policy.version == 2
     return work.go_on(one, work.CASES[name])
@@ -205,7 +210,7 @@ def test_one_goes_on_from_what_two_have_saved(name: str, folder: Path, found: An
 def test_the_ordinary_engine_reads_it_too(folder: Path, found: Any, tmp_path: Path) -> None:
     config = work.CASES["fsdp-critic"]
     engine = LocalEngine(
-        config, work.RUN, str(folder / "saved-fsdp-critic"), str(folder / "model"), 2, tmp_path / "scratch"
+        config, work.RUN, str(folder / "saved-fsdp-critic"), start(folder, "fsdp-critic"), 2, tmp_path / "scratch"
     )
     engine.learn(work.lesson(config, 3), 3)
     theirs = found(2, 0)["fsdp-critic"]["next"][1]
@@ -220,7 +225,7 @@ def test_learners_write_their_own_pieces_and_no_pickle(folder: Path) -> None:
     assert kinds <= {".safetensors", ".json", ".jinja"}
 
 
-@pytest.mark.parametrize("name", ("fsdp", "fsdp-lora"))
+@pytest.mark.parametrize("name", ("fsdp", "fsdp-lora", "fsdp-critic"))
 def test_a_checkpoint_exports_to_one_folder(name: str, folder: Path, found: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -237,12 +242,10 @@ def test_a_checkpoint_exports_to_one_folder(name: str, folder: Path, found: Any,
     assert type(exported).__name__ == exported.config.architectures[0] == "Qwen3ForCausalLM"
     ids = torch.arange(40).view(2, 20)
     with torch.no_grad():
-        start, read, out = (
-            model(input_ids=ids).logits
-            for model in (load_model(str(folder / "model"), CPU), load_model(str(saved.folder), CPU), exported)
-        )
+        models = (load_model(start(folder, name), CPU), load_model(str(saved.folder), CPU), exported)
+        begun, read, out = (model(input_ids=ids).logits for model in models)
     assert torch.allclose(out, read, atol=1e-5)
-    assert not torch.allclose(out, start, atol=1e-3), "two steps were taken"
+    assert not torch.allclose(out, begun, atol=1e-3), "two steps were taken"
     scores = Policy(exported, Learner(dtype="float32")).score(work.lesson(work.CASES[name]).rollouts, "policy")
     assert worst(scores, found(2, 0)[name]["after"]) < 3e-5, "what the learners said themselves"
 
