@@ -25,7 +25,7 @@ from stockpot.rewards.penalties import repetition
 from stockpot.rewards.score import score
 from stockpot.types import Request, Sampling
 
-ROOM, PROMPTS, SAMPLES = "distance", 96, 4
+ROOM, PROMPTS, SAMPLES = "distance", 96, 2
 REPEATING, NGRAM = 0.5, 8
 """A response repeats itself when more than this share of its n-grams are repeats."""
 

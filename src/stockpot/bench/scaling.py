@@ -37,7 +37,7 @@ def curves(run: Run, store: Path) -> list[dict[str, Any]]:
     """Accuracy at every budget, for each checkpoint and protocol. The run's own start is the summariser."""
     config: Config = from_json(run.config)
     setup = Setup(
-        budgets=BUDGETS, hows=HOWS, samples=4, prompts=96, max_tokens=config.max_tokens, answer_tokens=16,
+        budgets=BUDGETS, hows=HOWS, samples=2, prompts=96, max_tokens=config.max_tokens, answer_tokens=16,
         sampling=Sampling(), answer_sampling=Sampling(), closing=config.task.closing, seed=1,
     )  # fmt: skip
     start = Writer("start", origin(run), Author("start"))

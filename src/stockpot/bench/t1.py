@@ -60,8 +60,8 @@ WATCHED = (*GROUPS, "no penalties", "T 1.4")
 """Arms whose checkpoints are kept, to measure how far from the start they went."""
 FIGURES = ("test/pass@1", "test/pass@8", "test/length", "test/truncated", "test/recovered", "test/entropy")
 GRID = Grid([*ARMS], [TASK], RATES, SEEDS, FIGURES, (TUNING,))
-LONG, LONG_TASK, LONG_ARMS = 90, "t1-long", (BASE, "no penalties", "KL off", "KL frozen")
-"""Arms whose effect may need time to show are run three times as long, too."""
+LONG, LONG_TASK, LONG_ARMS = 90, "t1-long", (BASE, "no penalties")
+"""The recipe, and the arm whose effect may need time to show, are run three times as long, too."""
 LONG_GRID = Grid(LONG_ARMS, [LONG_TASK], RATES, SEEDS, FIGURES, (TUNING,))
 CLAIMS = [
     *(
