@@ -16,7 +16,7 @@ from stockpot.config import Config
 from stockpot.critic import Critic
 from stockpot.engines.base import Engine, Lesson
 from stockpot.engines.shared import micro_batches, policy_model
-from stockpot.models import load_model, load_tokenizer, pick_device, stop_tokens
+from stockpot.models import load_tokenizer, pick_device, stop_tokens
 from stockpot.policy import Policy, Update
 from stockpot.prefixes import LiveRule
 from stockpot.samplers.torch import TorchSampler
@@ -52,7 +52,7 @@ class LocalEngine(Engine):
             own = (
                 lora.Reference(self.policy.model, moves)
                 if config.learner.lora.rank
-                else self._model(origin, origin, device)
+                else policy_model(config, origin, origin, device)
             )
             self.policy.reference = own
         self.context = getattr(self.policy.model.config, "max_position_embeddings", 0) or 0
