@@ -1,14 +1,16 @@
-"""vLLM behind the sampler contract: its engine in this process, its weights replaced in place, its random numbers ours.
+"""vLLM behind the sampler contract: its engine in this process, weights replaced in place, random numbers of our own.
 
-What it is asked for, so that it says what the reference sampler would have said: processed log-probs (its default are
-those at temperature 1); a seed for every request, from (seed, request key, tokens of the prefix); stop tokens by id and
-no others; no chunked prefill, since a prompt read in pieces draws random numbers for the pieces, and on a CPU vLLM cannot
-put them back; its older model runner, whose order of truncations is known: temperature, min-p, top-k, top-p.
+So that it says what the reference sampler would say, it is asked for processed log-probs (by default vLLM tells those
+at temperature 1), for a seed for every request, and for stop tokens by id and no others. Prompts are never read in
+pieces: vLLM would draw a random number for each, and on a CPU it cannot put it back. Its older model runner is taken,
+whose order of truncations is known: temperature, min-p, top-k, top-p.
 
 Ours is temperature, top-k, top-p, min-p. Min-p and top-k can change places, since neither asks how much probability is
 left; min-p and top-p cannot, so the two together are refused, and so are temperatures that vLLM would move or refuse.
+A token on the very edge of a truncation may fall on either side of it, since the two sum in another order.
 
-New weights leave vLLM's prefix cache as it was, full of what the old ones thought; it is emptied at each `load`.
+New weights leave vLLM's prefix cache as it was, full of what the old ones thought, so it is emptied at each `load`. It
+is emptied at each call too (`VLLM.keep_cache`): what a call returns then follows from requests, seed and weights alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +61,9 @@ class VLLM:
     """Room for keys and values, in GiB."""
     eager: bool = True
     """Start at once; without it vLLM compiles the model first, and on a GPU records CUDA graphs."""
+    keep_cache: bool = False
+    """Keep what was read of prompts from one call to the next while the weights stay. Saves reading where calls share
+    long heads; log-probs then depend, in their last bits, on what was asked before."""
     context: int = 0
     """Longest sequence, prompt and response; 0 is what the model reads. Less leaves room for more sequences."""
 
@@ -94,7 +100,7 @@ class VLLMSampler(ModelSampler):
         super().__init__(author, stop_tokens, limit, config.vocab_size)
         if max_rows < 1:
             raise StockpotError(f"max_rows must be 1 or more, not {max_rows}.")
-        self.max_rows, self.lora = max_rows, lora
+        self.max_rows, self.lora, self.keep_cache = max_rows, lora, options.keep_cache
         self._adapter: Any = None
         self._adapters, self._folder = 0, tempfile.TemporaryDirectory(prefix="stockpot-adapter-")
         self.cached_tokens = 0
@@ -123,6 +129,9 @@ class VLLMSampler(ModelSampler):
             odd = sorted(found.items() ^ self._names.items())[0][0]
             raise StockpotError(f"the weights for vLLM are those of another model: {odd} is not the same in both.")
         self._llm.collective_rpc(_reload, args=([(name, tensor.detach()) for name, tensor in weights.items()],))
+        self._forget()
+
+    def _forget(self) -> None:
         if not self._llm.reset_prefix_cache():
             raise StockpotError("vLLM would not empty its prefix cache: do not load weights while it is sampling.")
 
@@ -142,6 +151,7 @@ class VLLMSampler(ModelSampler):
         self._llm.llm_engine.add_lora(self._adapter)
         if last is not None:
             self._llm.llm_engine.remove_lora(last.lora_int_id)
+            shutil.rmtree(last.lora_path)
 
     def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
         """All requests at once; rollouts come back in their order."""
@@ -150,6 +160,8 @@ class VLLMSampler(ModelSampler):
         contexts = [self.context(request) for request in requests]
         draws = [_parameters(request, seed, self.stop_tokens) for request in requests]
         prompts = [{"prompt_token_ids": context.tolist()} for context in contexts]
+        if not self.keep_cache:
+            self._forget()
         with _environment(), torch.inference_mode():
             answers = self._llm.generate(prompts, draws, use_tqdm=False, lora_request=self._adapter)
         self.cached_tokens = sum(answer.num_cached_tokens or 0 for answer in answers)
@@ -170,7 +182,8 @@ class VLLMSampler(ModelSampler):
 def ready() -> None:
     """One line where vLLM is missing."""
     try:
-        import vllm  # noqa: F401
+        with _environment():
+            import vllm  # noqa: F401
     except ImportError as error:
         raise StockpotError(
             "sampler vllm needs vLLM, which is not installed here: see docs/vllm.md, or take sampler torch."
@@ -178,8 +191,15 @@ def ready() -> None:
 
 
 def _reload(worker: Any, weights: list[tuple[str, Tensor]]) -> None:
-    """Run by vLLM's worker, which is in this process."""
+    """Run by vLLM's worker, which is in this process.
+
+    On a CPU vLLM multiplies by packed copies of the weights. It packs anew what it loads, but a head that is tied to
+    the embedding is loaded by nobody, and would go on with the copy of the old one.
+    """
     worker.model_runner.reload_weights(weights_iterator=iter(weights))
+    for module in worker.model_runner.get_model().modules():
+        if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _outline(model: str) -> tuple[Any, dict[str, tuple[int, ...]]]:
@@ -221,6 +241,7 @@ def _start(model: str, limit: int, rows: int, options: VLLM, lora: LoRA) -> Any:
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
             skip_tokenizer_init=True,
+            use_tqdm_on_load=False,
             **worn,
         )
 
