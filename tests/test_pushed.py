@@ -89,10 +89,10 @@ def test_sent_weights_write_what_the_policy_would_write(
 ) -> None:
     """Live, late and past versions: the same run, to the bit, as with the sampler that shares the policy's weights."""
     words = ["--model", started, "--steps", 3, "--evaluation.every", 0, *WAYS[way]]
-    trained(*words, "--out", tmp_path / "torch")
+    trained(*words, "--out", tmp_path / "torch" / "run")
     assert not standin.made
-    trained(*words, "--out", tmp_path / "vllm", "--sampler", "vllm")
-    assert_same_bits(tmp_path / "torch", tmp_path / "vllm")
+    trained(*words, "--out", tmp_path / "vllm" / "run", "--sampler", "vllm")
+    assert_same_bits(tmp_path / "torch" / "run", tmp_path / "vllm" / "run")
     (one,) = standin.made
     assert len(one.sent) > 1, "and they were sent"
 
