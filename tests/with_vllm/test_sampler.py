@@ -3,94 +3,23 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm", reason="the vLLM sampler needs the environment of `make vllm`")
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from policies import CUT, NOW, PAST, PLAIN, STOPS, TIED, VOCAB, distances, made, moved, ragged, send, words
 
-from stockpot import lora
-from stockpot.lora import LoRA
-from stockpot.policy import Learner, Policy
-from stockpot.samplers.vllm import VLLM, VLLMSampler
-from stockpot.types import Author, Prompt, Request, Rollout, Sampling, Span, StockpotError
-
-VOCAB, LIMIT, STOPS = 200, 256, (3, 7)
-NOW, PAST = Author("run", 9), Author("run", 2)
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": LIMIT, "initializer_range": 0.12,
-}  # fmt: skip
-TIED, UNTIED = Qwen3Config(**SIZES, tie_word_embeddings=True), LlamaConfig(**SIZES, tie_word_embeddings=False)
-PLAIN = (Sampling(), Sampling(temperature=0.7), Sampling(temperature=1.3))
-CUT = (
-    Sampling(top_k=9), Sampling(temperature=1.4, top_k=20, top_p=0.8), Sampling(top_p=0.9), Sampling(min_p=0.1),
-    Sampling(temperature=0.6, top_k=12, min_p=0.05),
-)  # fmt: skip
-ADAPTER = LoRA(rank=3, alpha=6.0)
-
-
-def made(config: Any, folder: Path, rank: int = 0, dtype: Any = "float32") -> tuple[Policy, VLLMSampler]:
-    """A policy, and a vLLM that was started from its folder."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
-    options = replace(ADAPTER, rank=rank)
-    lora.adapt(model, options, base=str(folder))
-    policy = Policy(model, Learner(lora=options, dtype=dtype), run="run")
-    room = VLLM(memory_gb=0.1, dtype=dtype)
-    return policy, VLLMSampler(str(folder), author=NOW, stop_tokens=STOPS, max_rows=48, options=room, lora=options)
+from stockpot.policy import Policy
+from stockpot.samplers.vllm import VLLMSampler
+from stockpot.types import Author, Prompt, Request, Sampling, Span, StockpotError
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, VLLMSampler]:
     return made(TIED, tmp_path_factory.mktemp("tied"))
-
-
-def ragged(count: int, samplings: Sequence[Sampling], max_tokens: int = 40, repeats: int = 1) -> list[Request]:
-    """Prompts of 1..100 tokens, every second with a prefix of 1..30 by two authors, the setups in turn."""
-    draw, requests = random.Random(1), []
-    for i in range(count):
-        prompt = Prompt(f"p{i}", [draw.randrange(8, VOCAB) for _ in range(draw.randint(1, 100))])
-        old = [draw.randrange(8, VOCAB) for _ in range(draw.randint(1, 30) if i % 2 else 0)]
-        first = Span(PAST, old[:2], [-0.1] * len(old[:2]), kind="prefix", source=i)
-        second = Span(Author("someone"), old[2:], kind="prefix", trained=False)
-        prefix = tuple(span for span in (first, second) if len(span))
-        for _ in range(repeats):
-            room = draw.randint(31, max_tokens)
-            requests.append(Request(prompt, len(requests), prefix, samplings[i % len(samplings)], room))
-    return requests
-
-
-def words(rollouts: Sequence[Rollout]) -> list[list[int]]:
-    return [rollout.tokens.tolist() for rollout in rollouts]
-
-
-def distances(policy: Policy, rollouts: Sequence[Rollout]) -> torch.Tensor:
-    """|author's log-prob - learner's| of every token that vLLM wrote."""
-    scores = policy.score(rollouts, "policy")
-    pairs = zip(scores, rollouts, strict=True)
-    found = [score[-len(r.spans[-1]) :].cpu() - torch.tensor(r.spans[-1].log_probs) for score, r in pairs]
-    return torch.cat(found).abs()
-
-
-def moved(policy: Policy, size: float = 0.05) -> None:
-    """Somewhere else, as training would go."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for _, parameter in lora.moving(policy.model):
-            parameter.add_(torch.randn_like(parameter) * size)
-
-
-def send(policy: Policy, sampler: VLLMSampler, version: int) -> None:
-    sampler.load(dict(lora.moving(policy.model)), version)
 
 
 # --- log-probs ------------------------------------------------------------------------------------------------------
@@ -131,16 +60,6 @@ def test_greedy_takes_the_likeliest_and_is_certain_of_it(pair: tuple[Policy, VLL
             best = policy.model(ids).logits[0, -len(rollout.spans[-1]) - 1 : -1].argmax(-1)
         assert rollout.spans[-1].tokens.tolist() == best.tolist()
         assert set(rollout.spans[-1].log_probs or ()) == {0.0}
-
-
-def test_bfloat16_stays_near(tmp_path: Path) -> None:
-    """Both sides multiply in bfloat16, in another order: within 0.02; an untied head, new weights too."""
-    policy, sampler = made(UNTIED, tmp_path, dtype="bfloat16")
-    send(policy, sampler, 9)
-    assert 0 < float(distances(policy, sampler.continue_(ragged(24, PLAIN), seed=5)).max()) <= 0.02
-    moved(policy, 0.02)
-    send(policy, sampler, 10)
-    assert float(distances(policy, sampler.continue_(ragged(24, PLAIN), seed=5)).max()) <= 0.02
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -240,21 +159,6 @@ def test_weights_of_another_model_are_refused(pair: tuple[Policy, VLLMSampler]) 
             sampler.load(wrong, 1)
     with pytest.raises(StockpotError, match="those of another model"):
         sampler.load({**weights, name: weights[name][:-1]}, 1)
-
-
-def test_an_adapter_is_swapped_for_another(tmp_path: Path) -> None:
-    """Each under a number of its own, so that a kept cache is never another adapter's; no base is touched."""
-    policy, sampler = made(TIED, tmp_path, rank=3)
-    sampler.keep_cache = True
-    requests = ragged(12, PLAIN, repeats=2)
-    for version in (0, 1, 2):
-        send(policy, sampler, version)
-        found = sampler.continue_(requests, seed=5)
-        assert float(distances(policy, found).max()) <= 1e-5
-        assert {r.spans[-1].author.version for r in found} == {version}
-        moved(policy, 0.2)
-        assert float(distances(policy, found).max()) > 0.05, "adapters differ"
-    assert len(list(Path(sampler._folder.name).iterdir())) == 1, "older adapters leave the disk"
 
 
 # --- manners --------------------------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ import math
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -76,9 +77,12 @@ class VLLMSampler(ModelSampler):
     """Continues requests with vLLM, from the weights of a model folder or hub id until others are `load`ed.
 
     `max_rows` bounds the sequences decoded at one time. With `lora.rank` above 0 the folder is the base and what is
-    loaded is an adapter. `pad` is not needed: nothing is padded. There is one vLLM in a process: it takes the process's
-    torch.distributed group for itself.
+    loaded is an adapter. `pad` is not needed: nothing is padded. There is one vLLM in a process, since it takes the
+    process's torch.distributed group for itself: starting another ends the one before.
     """
+
+    _started: ClassVar[int] = 0
+    _last: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -105,7 +109,21 @@ class VLLMSampler(ModelSampler):
         self._adapters, self._folder = 0, tempfile.TemporaryDirectory(prefix="stockpot-adapter-")
         self.cached_tokens = 0
         """Tokens of the last call's prompts and prefixes that were not read, since the cache knew them."""
+        self._end_the_last()
         self._llm = _start(model, limit, max_rows, options, lora)
+        VLLMSampler._last = weakref.ref(self._llm.llm_engine.engine_core)
+        self._number = VLLMSampler._started = VLLMSampler._started + 1
+
+    @staticmethod
+    def _end_the_last() -> None:
+        """Now, and not whenever its memory is collected: its end would take the next one's group with it."""
+        last = VLLMSampler._last and VLLMSampler._last()
+        if last is not None:
+            last.shutdown()
+
+    def _check_running(self) -> None:
+        if self._number != VLLMSampler._started:
+            raise StockpotError("this vLLM was ended when another was started: a process has one at a time.")
 
     @property
     def version(self) -> int | None:
@@ -117,6 +135,7 @@ class VLLMSampler(ModelSampler):
 
         With LoRA they are the adapter's, and go to vLLM as an adapter with a number of its own.
         """
+        self._check_running()
         if self.lora.rank:
             self._wear(weights)
         else:
@@ -139,6 +158,8 @@ class VLLMSampler(ModelSampler):
         """An adapter under a new number: what the cache knows is filed under the number, and cannot be mixed up."""
         from vllm.lora.request import LoRARequest
 
+        if not weights or any(".lora_" not in name for name in weights):
+            raise StockpotError("vLLM holds the base and wants an adapter's weights: start it without LoRA for others.")
         last, self._adapters = self._adapter, self._adapters + 1
         folder = Path(self._folder.name) / str(self._adapters)
         folder.mkdir()
@@ -155,6 +176,7 @@ class VLLMSampler(ModelSampler):
 
     def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
         """All requests at once; rollouts come back in their order."""
+        self._check_running()
         if not requests:
             return []
         contexts = [self.context(request) for request in requests]
@@ -162,7 +184,7 @@ class VLLMSampler(ModelSampler):
         prompts = [{"prompt_token_ids": context.tolist()} for context in contexts]
         if not self.keep_cache:
             self._forget()
-        with _environment(), torch.inference_mode():
+        with _environment():
             answers = self._llm.generate(prompts, draws, use_tqdm=False, lora_request=self._adapter)
         self.cached_tokens = sum(answer.num_cached_tokens or 0 for answer in answers)
         return [self._read(*pair) for pair in zip(requests, answers, strict=True)]
