@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    sys.path.remove(str(Path(__file__).parent))  # where `import vllm` would find this file
     torch.set_num_threads(args.threads)
     sizes = (args.size,) if args.size else tuple(SIZES)
     print("vllm / torch:", *(line for size in sizes for line in measure(size, args.repeats)), sep="  ")
