@@ -22,9 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[0] = str(
-    Path(__file__).parents[1] / "src"
-)  # in place of this folder, where `import vllm` would find this file
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
