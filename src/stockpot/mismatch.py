@@ -37,7 +37,7 @@ class Correction:
     kind: Literal["none", "truncate", "mask"] = "none"
     """Whether large ratios are cut to the cap, or their tokens left out."""
     cap: float = 2.0
-    """Largest ratio."""
+    """Largest ratio that a token is weighed with."""
 
     def __post_init__(self) -> None:
         if not self.cap >= 1:

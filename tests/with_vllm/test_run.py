@@ -26,7 +26,7 @@ def test_a_run_learns_from_what_vllm_wrote(run: Path) -> None:
     assert any(row["mismatch/mean"] > 0 for row in rows), "two programs that add in other orders"
     assert sum(row["prefix/tokens"] for row in rows) > 0 and all(row["grad_norm"] > 0 for row in rows)
     with History.open(run / "history.sqlite", read_only=True) as history:
-        rollouts = history.find(versions=(0, 3))
+        rollouts = list(history.find(versions=(0, 3)))
     assert len(rollouts) == 4 * 16 and {r.spans[-1].author.version for r in rollouts} == {0, 1, 2, 3}
     old = [r for r in rollouts if r.prefix_length]
     assert old and all(r.spans[0].author.version < r.spans[-1].author.version for r in old)  # type: ignore[operator]

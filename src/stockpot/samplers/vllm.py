@@ -33,7 +33,7 @@ from stockpot import lora as adapters
 from stockpot.lora import LoRA
 from stockpot.samplers.base import ModelSampler
 from stockpot.samplers.draw import mix, signed
-from stockpot.samplers.vllm_process import VLLM, environment, outline, ready, reload, start
+from stockpot.samplers.vllm_process import VLLM, environment, model_alone, outline, ready, reload, start
 from stockpot.types import Author, Request, Rollout, Sampling, StockpotError
 
 __all__ = ["VLLM", "VLLMSampler", "check", "seed_of"]
@@ -75,11 +75,11 @@ class VLLMSampler(ModelSampler):
             raise StockpotError(f"max_rows must be 1 or more, not {max_rows}.")
         self.max_rows, self.lora, self.keep_cache = max_rows, lora, options.keep_cache
         self._adapter: Any = None
-        self._adapters, self._folder = 0, tempfile.TemporaryDirectory(prefix="stockpot-adapter-")
+        self._adapters, self._folder = 0, tempfile.TemporaryDirectory(prefix="stockpot-vllm-")
         self.cached_tokens = 0
         """Tokens of the last call's prompts and prefixes that were not read, since the cache knew them."""
         self._end_the_last()
-        self._llm = start(model, limit, max_rows, options, lora)
+        self._llm = start(model_alone(model, Path(self._folder.name) / "model"), limit, max_rows, options, lora)
         VLLMSampler._last = weakref.ref(self._llm.llm_engine.engine_core)
         self._number = VLLMSampler._started = VLLMSampler._started + 1
 

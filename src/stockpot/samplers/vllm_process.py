@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -70,6 +71,18 @@ def outline(model: str) -> tuple[Any, dict[str, tuple[int, ...]]]:
     return config.get_text_config(decoder=True), names
 
 
+def model_alone(model: str, room: Path) -> str:
+    """The folder to load, since vLLM loads every tensor in one: of a checkpoint of ours, links to the model alone."""
+    folder = Path(model)
+    if not (folder / "optimizer.safetensors").is_file():
+        return model
+    room.mkdir()
+    for path in folder.iterdir():
+        if path.is_file() and (path.suffix != ".safetensors" or path.name.startswith("model")):
+            (room / path.name).symlink_to(path.resolve())
+    return str(room)
+
+
 def start(model: str, limit: int, rows: int, options: VLLM, lora: LoRA) -> Any:
     """The engine, with everything that would change what is sampled set by hand."""
     wish = options.dtype
@@ -103,7 +116,7 @@ def start(model: str, limit: int, rows: int, options: VLLM, lora: LoRA) -> Any:
                 **worn,
             )
         except Exception as error:  # of many kinds: too little memory, a model that it does not know
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise StockpotError(
                 f"vLLM does not start on {model}: {reason} See --vllm.memory-gb, --vllm.context."
             ) from error
