@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint env parity clean
+.PHONY: demo test lint env parity vllm vllm-env clean
 
 demo: .venv/ready
 	$(BIN)/stockpot train
@@ -34,5 +34,19 @@ parity: .venv-parity/ready
 	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-parity.txt trl verl accelerate datasets pytest
 	touch $@
 
+# The vLLM sampler, in an environment of its own: vLLM names its torch to the last digit. The list is whole and goes in
+# as it stands, without what vLLM only asks for on a GPU (triton) or breaks on a CPU (torchvision and its kin).
+vllm: vllm-env
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W ignore --confcutdir tests/with_vllm tests/with_vllm
+
+vllm-env: .venv-vllm/ready
+
+.venv-vllm/ready: constraints-vllm.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	.venv-vllm/bin/python -c 'from vllm import LLM' > /dev/null
+	touch $@
+
 clean:
-	rm -rf .venv .venv-parity build src/*.egg-info
+	rm -rf .venv .venv-parity .venv-vllm build src/*.egg-info

@@ -46,13 +46,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("critic", "learner"),
     ("lora",),
     ("alone", "fused", "moments", "sandbox"),
-    ("diagnostics",),
+    ("diagnostics", "mismatch"),
     ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring", "selection", "written"),
     ("calling", "ops", "seeds"),
     ("types",),
 )
 """Top to bottom. A room imports from the layers below its own, and from nothing beside it."""
-PURE = {room for layer in LAYERS[LAYERS.index(("diagnostics",)) :] for room in layer}
+PURE = {room for layer in LAYERS[LAYERS.index(("diagnostics", "mismatch")) :] for room in layer}
 """Rooms where torch and the standard library are all there is: the mathematics can be read and tested alone."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

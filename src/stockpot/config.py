@@ -13,10 +13,13 @@ from typing import Any, Literal
 
 from stockpot.algorithms import GRPO, LUFFY, M2PO, RLOO, SPO, TOPR, Algorithm, ExGRPO
 from stockpot.algorithms.base import ActorCritic
+from stockpot.mismatch import Correction
 from stockpot.policy import Learner
 from stockpot.prefixes import FromCheckpoints, FromHistory, Offline, PrefixRule, StoredRule
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.rewards.penalties import Penalties
+from stockpot.samplers.vllm import VLLM
+from stockpot.samplers.vllm import check as check_vllm
 from stockpot.selection import Select
 from stockpot.tasks.base import EmbeddedTask, Task
 from stockpot.tasks.countdown import Countdown
@@ -95,6 +98,12 @@ class Config:
     """K: rollouts of each prompt."""
     max_tokens: int = 96
     """Room for a response, its prefix included."""
+    sampler: Literal["torch", "vllm"] = "torch"
+    """Who writes the rollouts: the reference sampler, or vLLM where it is installed (docs/vllm.md)."""
+    vllm: VLLM = VLLM()
+    """How vLLM runs."""
+    correction: Correction = Correction()
+    """What is done about tokens that sampler and learner find far from equally likely."""
     decode_rows: int = 256
     """Most rollouts decoded at one time: it bounds the memory of keys and values, not the result."""
     updates_per_step: int = 1
@@ -159,6 +168,10 @@ class Config:
             raise StockpotError(
                 f"a prefix of {longest} tokens leaves no room for a continuation: max_tokens is {self.max_tokens}."
             )
+        self.correction.check(self.algorithm)
+        if self.sampler == "vllm":
+            check_vllm(self.sampling)
+            check_vllm(self.evaluation.sampling)
         self._check_select()
         self._check_soft()
         if self.learner.lora.rank and isinstance(self.algorithm, ActorCritic) and self.algorithm.critic.kind != "head":

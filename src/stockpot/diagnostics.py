@@ -90,9 +90,9 @@ def summarise(views: Sequence[View]) -> dict[str, float]:
     sums = member.double() @ torch.stack(columns(tokens), dim=1)
     ratios = quantiles(tokens.ratio, wide & tokens.known, list(POINTS.values()))
     weights = quantiles(tokens.weight, wide & (tokens.advantages != 0), [0.99])
-    sizes = (len(PARTS) * len(COLUMNS), ratios.numel(), weights.numel(), 2 * len(PLACES))
-    numbers = torch.cat([sums.flatten(), ratios.flatten(), weights.flatten(), at_places(stream)]).tolist()
-    of_parts, of_ratios, of_weights, of_places = pieces(numbers, sizes)
+    sizes = (len(PARTS) * len(COLUMNS), ratios.numel(), weights.numel(), 2 * len(PLACES), 1 + len(MISMATCH))
+    found_at = (sums.flatten(), ratios.flatten(), weights.flatten(), at_places(stream), mismatch(tokens))
+    of_parts, of_ratios, of_weights, of_places, (fresh, *off) = pieces(torch.cat(found_at).tolist(), sizes)
     metrics: dict[str, float] = {}
     for i, part in enumerate(PARTS):
         found = dict(zip(COLUMNS, of_parts[i * len(COLUMNS) :], strict=False))
@@ -104,7 +104,20 @@ def summarise(views: Sequence[View]) -> dict[str, float]:
             named |= extras(found, points, of_weights[i])
         metrics |= {f"{part}/{name}": value for name, value in named.items()}
     counted = zip(PLACES, of_places[: len(PLACES)], of_places[len(PLACES) :], strict=True)
+    metrics |= dict(zip(MISMATCH, off, strict=True)) if fresh else {}
     return metrics | {name: total / count for name, total, count in counted if count}
+
+
+MISMATCH = ("mismatch/mean", "mismatch/max")
+"""They say something of a step's first update alone: after it the policy is no longer the one that wrote."""
+
+
+def mismatch(tokens: View) -> Tensor:
+    """How many tokens the live policy has just written; mean and largest |author's log-prob - learner's| of theirs."""
+    fresh = tokens.known & (tokens.age == 0) & (tokens.kind == KINDS.index("continuation"))
+    off = torch.where(fresh, tokens.log_ratio.double().abs(), 0.0)
+    count = fresh.sum().double()
+    return torch.stack([count, off.sum() / count.clamp_min(1), off.max()])
 
 
 def told(notes: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
@@ -253,6 +266,6 @@ def mean(values: Sequence[float]) -> float:
 
 
 def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the optimiser steps that have it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: mean([row[name] for row in rows if name in row]) for name in names}
+    """Mean of each metric over the optimiser steps that have it; of `MISMATCH`, what the first one has."""
+    names = dict.fromkeys(name for i, row in enumerate(rows) for name in row if i == 0 or name not in MISMATCH)
+    return {name: mean([row[name] for row in rows[: 1 if name in MISMATCH else None] if name in row]) for name in names}

@@ -46,11 +46,15 @@ class Snapshots:
             if isinstance(gone, Path):
                 gone.unlink(missing_ok=True)
 
+    def weights(self, version: int) -> dict[str, Tensor]:
+        """The weights of that version, by the names they have in the model."""
+        held = self._held[version]
+        return _read(held) if isinstance(held, Path) else held
+
     @torch.no_grad()
     def load(self, version: int, model: Any) -> None:
         """Give `model` the weights of that version."""
-        held = self._held[version]
-        weights = _read(held) if isinstance(held, Path) else held
+        weights = self.weights(version)
         own = dict(moving(model))
         if {name: tensor.shape for name, tensor in weights.items()} != {n: p.shape for n, p in own.items()}:
             raise StockpotError(f"the snapshot of version {version} is of another model: resume the run it belongs to.")

@@ -37,6 +37,8 @@ class Algorithm(ABC):
     normalise: Normalise
     needs_reference: ClassVar[bool] = False
     """Whether the loss reads the reference's log-probs, as a KL does."""
+    weighs_by_ratio: ClassVar[bool] = False
+    """Whether the gradient of a token has its own ratio in it, but for a clip, so that the ratio can be bounded."""
 
     @abstractmethod
     def advantages(self, group: Group) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class ExGRPO(Algorithm):
     Differs from the paper: "replayed" is every author but the live policy, prefixes included. Whether advantages are
     divided by the deviation, and over what terms are averaged, is ours.
     """
+
+    weighs_by_ratio: ClassVar[bool] = True
 
     beta: float = 0.1
     """Where the shaped weight reaches a half."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class GRPO(Algorithm):
     Differs from the paper: terms are averaged over the update's tokens (DAPO's choice) unless `normalise="rollout"`;
     the KL term is a regulariser of its own (`regularizers.KL`), off by default.
     """
+
+    weighs_by_ratio: ClassVar[bool] = True
 
     scale_by_std: bool = True
     """Divide advantages by the group's standard deviation; Dr. GRPO does not."""

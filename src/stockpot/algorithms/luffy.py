@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class LUFFY(Algorithm):
     and replayed rollouts from history included. Whether the advantages are divided by the deviation, and over what
     terms are averaged, is ours.
     """
+
+    weighs_by_ratio: ClassVar[bool] = True
 
     gamma: float = 0.1
     """Where the shaped weight reaches a half."""

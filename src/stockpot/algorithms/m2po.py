@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class M2PO(Algorithm):
     rollout keeps below the threshold, so does the batch; but an outlier's budget cannot be lent from one rollout to
     another, so more may be dropped. A rollout whose smallest clippable token is above the threshold loses them all.
     """
+
+    weighs_by_ratio: ClassVar[bool] = True
 
     threshold: float = 0.04
     """Largest mean of (log w)^2 over the clippable tokens that a rollout keeps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class PPO(ActorCritic):
     Differs from the paper: no entropy bonus unless asked for (`--entropy.coefficient`); the ratio's denominator is what
     the sampler gave the token, also in later epochs (`--epochs`); epochs see the same batches in the same order.
     """
+
+    weighs_by_ratio: ClassVar[bool] = True
 
     gamma: float = 1.0
     """What a token's worth loses with each step back from the reward."""

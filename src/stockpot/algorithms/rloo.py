@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ class RLOO(Algorithm):
     Differs from the paper: the whole response is one action there; here `level="rollout"` gives that (the ratio is the
     product of the tokens' ratios), and the default keeps one ratio per token, as every other algorithm here.
     """
+
+    weighs_by_ratio: ClassVar[bool] = True
 
     clip_low: float = 0.2
     """Floor of the ratio is 1 - this."""

@@ -1,4 +1,4 @@
-"""One process, one device: the policy samples with the reference sampler and learns in place."""
+"""One process, one device: the policy samples, by the reference sampler or by vLLM, and learns in place."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
 from stockpot.critic import Critic
 from stockpot.engines.base import Engine, Lesson
+from stockpot.engines.pushed import Pushed
 from stockpot.engines.shared import micro_batches, policy_model
 from stockpot.models import load_tokenizer, pick_device, stop_tokens
 from stockpot.policy import Policy, Update
@@ -57,7 +58,8 @@ class LocalEngine(Engine):
             self.policy.reference = own
         self.context = getattr(self.policy.model.config, "max_position_embeddings", 0) or 0
         self.stops = stop_tokens(self.policy.model, self.tokenizer)
-        self.sampler = self._sampler(self.policy.model)
+        self.pushed = Pushed(config, weights, self.stops) if config.sampler == "vllm" else None
+        self.sampler = self._sampler(self.policy.model) if self.pushed is None else None
         self.snapshots: Snapshots | None = None
         self._others: dict[int, TorchSampler] = {}
         self.late = Snapshots(1) if config.refresh_every > 1 else None
@@ -78,21 +80,31 @@ class LocalEngine(Engine):
 
     def sample(self, requests: Sequence[Request], seed: int, version: int | None = None) -> list[Rollout]:
         if version is None or version == self.version:
-            self.sampler.author = self.policy.author
-            return self.sampler.continue_(requests, seed)
+            return self._write(requests, seed)
         if self.late is not None and version in self.late.versions:
             return self._by_past(requests, seed, self.late, version)
         if self.snapshots is None or version not in self.past:
             raise StockpotError(f"version {version} cannot write any more: kept are {list(self.past)}.")
         return self._by_past(requests, seed, self.snapshots, version)
 
+    def _write(self, requests: Sequence[Request], seed: int, version: int | None = None) -> list[Rollout]:
+        """Continuations by what the model holds now: the live policy, or another version that was put into it."""
+        author, model = Author(self.policy.run, self.version if version is None else version), self.policy.model
+        if self.pushed is not None:
+            return self.pushed.continue_(requests, seed, author, lambda: dict(lora.moving(model)))
+        assert self.sampler is not None
+        self.sampler.author = author
+        return self.sampler.continue_(requests, seed)
+
     def _by_past(self, requests: Sequence[Request], seed: int, snapshots: Snapshots, version: int) -> list[Rollout]:
         """Continuations by an older version: in a model of its own, or by the policy's with the older adapter in it."""
+        if self.pushed is not None:
+            author = Author(self.policy.run, version)
+            return self.pushed.continue_(requests, seed, author, lambda: snapshots.weights(version))
         if lora.adapted(self.policy.model):
             with lora.borrowed(self.policy.model):
                 snapshots.load(version, self.policy.model)
-                self.sampler.author = Author(self.policy.run, version)
-                return self.sampler.continue_(requests, seed)
+                return self._write(requests, seed, version)
         place = id(snapshots)
         self._others[place] = self._load(self._others.get(place), snapshots, version)
         return self._others[place].continue_(requests, seed)
@@ -117,7 +129,8 @@ class LocalEngine(Engine):
         torch.manual_seed(seed)
         batches = micro_batches(self.config, self.policy, lesson, range(len(lesson.rollouts)))
         totals = batching.totals(lesson.rollouts, self.config.max_tokens)
-        return self.policy.update(batches, self.config.algorithm, totals, self.config.entropy, self.config.kl)
+        algorithm = self.config.correction.wrap(self.config.algorithm)
+        return self.policy.update(batches, algorithm, totals, self.config.entropy, self.config.kl)
 
     def advance(self, version: int) -> None:
         kl = self.config.kl

@@ -39,7 +39,7 @@ def evaluate(options: Eval, config: Config | None) -> None:
         weights = tokenizer_from = options.model
     torch.set_num_threads(config.threads)
     how = setup(config.evaluation, options)
-    engine = LocalEngine(replace(config, model=weights), "evaluation", weights, tokenizer_from)
+    engine = LocalEngine(replace(config, model=weights, sampler="torch"), "evaluation", weights, tokenizer_from)
     test = prompts.load_prompts(
         config.task, "test", engine.tokenizer, context=engine.context, max_tokens=config.max_tokens
     )

@@ -1,11 +1,12 @@
-"""What a sampler is: one method."""
+"""What a sampler is: one method. And what all that read a model's tokens have to check and to sign."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 
-from stockpot.types import Request, Rollout
+from stockpot.types import Author, Finish, Request, Rollout, Span, StockpotError
 
 
 class Sampler(ABC):
@@ -19,3 +20,43 @@ class Sampler(ABC):
     @abstractmethod
     def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
         """One rollout per request: its prefix spans, then one span by the current policy."""
+
+
+class ModelSampler(Sampler):
+    """A sampler of a model with `vocabulary` tokens that reads `limit` of them.
+
+    `author` signs the new spans; set it whenever the policy moves on. `stop_tokens` end a response and are part of it.
+    """
+
+    def __init__(self, author: Author, stop_tokens: Sequence[int], limit: int, vocabulary: int) -> None:
+        self.author, self.limit, self.vocabulary = author, limit, vocabulary
+        self.stop_tokens = frozenset(stop_tokens)
+        if not all(0 <= token < vocabulary for token in self.stop_tokens):
+            raise StockpotError(f"stop_tokens {sorted(self.stop_tokens)} reach outside the model's vocabulary.")
+
+    def context(self, request: Request) -> array[int]:
+        """What the model reads before the first new token: the prompt and the prefix, found fit to be continued."""
+        context, name = array("i", request.prompt.tokens), f"prompt {request.prompt.key!r}"
+        if not context:
+            raise StockpotError(f"{name} is empty: a model needs at least one token to continue.")
+        longest = len(context) + request.max_tokens
+        for span in request.prefix:
+            context.extend(span.tokens)
+        length = len(context) - len(request.prompt.tokens)
+        if length >= request.max_tokens:
+            raise StockpotError(f"{name}: max_tokens={request.max_tokens} leaves no room after {length} prefix tokens.")
+        if longest > self.limit:
+            raise StockpotError(
+                f"{name}: prompt and max_tokens make {longest}, but the model reads {self.limit} tokens."
+            )
+        if length and context[-1] in self.stop_tokens:
+            raise StockpotError(f"{name}: the prefix already ends with a stop token; cut it before that.")
+        if not 0 <= min(context) <= max(context) < self.vocabulary:
+            raise StockpotError(f"{name} has token ids outside the model's vocabulary of {self.vocabulary}.")
+        return context
+
+    def rollout(self, request: Request, tokens: Sequence[int], log_probs: Sequence[float]) -> Rollout:
+        """The prefix of the request and the new tokens, signed."""
+        span = Span(self.author, tokens, log_probs, sampling=request.sampling)
+        finish: Finish = "stop" if tokens[-1] in self.stop_tokens else "length"
+        return Rollout(request.prompt, (*request.prefix, span), finish=finish)

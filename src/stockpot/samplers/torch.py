@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stockpot.samplers.base import Sampler
+from stockpot.samplers.base import ModelSampler
 from stockpot.samplers.cache import RowCache, attention_layers, ready
 from stockpot.samplers.draw import choose, mix, signed, uniform
-from stockpot.types import Author, Finish, Request, Rollout, Sampling, Span, StockpotError
+from stockpot.types import Author, Request, Rollout, Sampling, StockpotError
 
 PREFILL_TOKENS = 1024
 """Tokens of one prefill pass: enough to fill the cores, few enough to stay in their caches; bounds the memory."""
@@ -46,33 +46,30 @@ REQUEST, LAST, START, ROOM, INDEX, SETUP, BASE = range(7)
 of the next one in the response, sampling setup, base of its random numbers."""
 
 
-class TorchSampler(Sampler):
+class TorchSampler(ModelSampler):
     """Decodes with a torch model, which may be trained between calls: nothing of it is copied.
 
-    `author` signs the new spans; set it whenever the policy moves on. `stop_tokens` end a response and are part of
-    it. `max_rows` bounds the memory, to that many rows of the longest context and response (twice the response's
+    `max_rows` bounds the memory, to that many rows of the longest context and response (twice the response's
     room when there are more requests than rows).
     """
 
     def __init__(
         self, model: PreTrainedModel, *, author: Author, stop_tokens: Sequence[int], pad: int = 0, max_rows: int = 256
     ) -> None:
-        self.model, self.author, self.pad, self.max_rows = model, author, pad, max_rows
-        self.stop_tokens = frozenset(stop_tokens)
+        self.model, self.pad, self.max_rows = model, pad, max_rows
         self._config = model.config.get_text_config(decoder=True)
         self._layers = attention_layers(model)
-        self._limit = getattr(self._config, "max_position_embeddings", None) or sys.maxsize
+        limit = getattr(self._config, "max_position_embeddings", None) or sys.maxsize
+        super().__init__(author, stop_tokens, limit, self._config.vocab_size)
         if max_rows < 1:
             raise StockpotError(f"max_rows must be 1 or more, not {max_rows}.")
-        if not all(0 <= token < self._config.vocab_size for token in self.stop_tokens):
-            raise StockpotError(f"stop_tokens {sorted(self.stop_tokens)} reach outside the model's vocabulary.")
 
     @torch.inference_mode()
     def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
         """Decode all requests; rollouts come back in their order."""
         if not requests:
             return []
-        contexts = [self._context(request) for request in requests]
+        contexts = [self.context(request) for request in requests]
         along = len(requests) <= self.max_rows
         if along:
             contexts = [context[: len(r.prompt.tokens)] for r, context in zip(requests, contexts, strict=True)]
@@ -83,33 +80,7 @@ class TorchSampler(Sampler):
                 rows.step()
                 if rows.steps % rows.lag == 0:
                     rows.turnover()
-        return [self._rollout(*item) for item in zip(requests, *rows.drawn(), strict=True)]
-
-    def _context(self, request: Request) -> array[int]:
-        """What the model reads before the first new token: the prompt and the prefix, found fit to be continued."""
-        context, name = array("i", request.prompt.tokens), f"prompt {request.prompt.key!r}"
-        if not context:
-            raise StockpotError(f"{name} is empty: a model needs at least one token to continue.")
-        longest = len(context) + request.max_tokens
-        for span in request.prefix:
-            context.extend(span.tokens)
-        length = len(context) - len(request.prompt.tokens)
-        if length >= request.max_tokens:
-            raise StockpotError(f"{name}: max_tokens={request.max_tokens} leaves no room after {length} prefix tokens.")
-        if longest > self._limit:
-            raise StockpotError(
-                f"{name}: prompt and max_tokens make {longest}, but the model reads {self._limit} tokens."
-            )
-        if length and context[-1] in self.stop_tokens:
-            raise StockpotError(f"{name}: the prefix already ends with a stop token; cut it before that.")
-        if not 0 <= min(context) <= max(context) < self._config.vocab_size:
-            raise StockpotError(f"{name} has token ids outside the model's vocabulary of {self._config.vocab_size}.")
-        return context
-
-    def _rollout(self, request: Request, tokens: list[int], log_probs: list[float]) -> Rollout:
-        span = Span(self.author, tokens, log_probs, sampling=request.sampling)
-        finish: Finish = "stop" if tokens[-1] in self.stop_tokens else "length"
-        return Rollout(request.prompt, (*request.prefix, span), finish=finish)
+        return [self.rollout(*item) for item in zip(requests, *rows.drawn(), strict=True)]
 
 
 class _Rows:
@@ -118,7 +89,7 @@ class _Rows:
     def __init__(
         self, sampler: TorchSampler, requests: Sequence[Request], contexts: list[array[int]], seed: int
     ) -> None:
-        self.model, self.pad, self.limit, self.contexts = sampler.model, sampler.pad, sampler._limit, contexts
+        self.model, self.pad, self.limit, self.contexts = sampler.model, sampler.pad, sampler.limit, contexts
         self.windows = dict(sampler._layers)
         device, self.dtype, self.most = self.model.device, self.model.dtype, min(sampler.max_rows, len(requests))
         self.waiting = sorted(range(len(requests)), key=lambda i: (len(contexts[i]), contexts[i].tobytes()))

@@ -20,7 +20,7 @@ from stockpot.engines.ranks import pieces
 from stockpot.engines.ranks.group import Copied, Group, Sharded, meet, place
 from stockpot.engines.ranks.shares import shares
 from stockpot.engines.shared import micro_batches, policy_model
-from stockpot.models import load_model, load_tokenizer, pick_device
+from stockpot.models import load_tokenizer, pick_device
 from stockpot.policy import Policy, Update
 from stockpot.types import Rollout, StockpotError
 
@@ -64,8 +64,11 @@ class Rank:
             self.policy.critic = Critic(critic, self.policy.model)
         if config.needs_reference:
             moves = config.kl.reference != "frozen"
-            own = lora.Reference(self.policy.model, moves) if config.learner.lora.rank else load_model(origin, home)
-            self.policy.reference = own
+            self.policy.reference = (
+                lora.Reference(self.policy.model, moves)
+                if config.learner.lora.rank
+                else policy_model(config, origin, origin, home, device.type)
+            )
         if version > 0:
             pieces.restore(self.policy, Path(weights)) if sharded else self.policy.restore(Path(weights))
 
@@ -80,7 +83,8 @@ class Rank:
         torch.manual_seed(seed)
         batches = micro_batches(self.config, self.policy, lesson, self._mine(lesson.rollouts)[self.rank])
         totals = batching.totals(lesson.rollouts, self.config.max_tokens)
-        return self.policy.update(batches, self.config.algorithm, totals, self.config.entropy, self.config.kl)
+        algorithm = self.config.correction.wrap(self.config.algorithm)
+        return self.policy.update(batches, algorithm, totals, self.config.entropy, self.config.kl)
 
     def _mine(self, rollouts: Sequence[Rollout]) -> list[list[int]]:
         return shares([len(r.prompt.tokens) + len(r) for r in rollouts], self.world)
