@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from stockpot.samplers.base import Sampler
 from stockpot.samplers.cache import RowCache, attention_layers, ready
 from stockpot.samplers.draw import choose, mix, signed, uniform
-from stockpot.types import Author, Finish, Request, Rollout, Sampling, Span, StockpotError
+from stockpot.types import Author, Request, Rollout, Sampling, Span, StockpotError
 
 PREFILL_TOKENS = 1024
 """Tokens of one prefill pass: enough to fill the cores, few enough to stay in their caches; bounds the memory."""
@@ -67,20 +67,30 @@ class TorchSampler(Sampler):
         if not all(0 <= token < self._config.vocab_size for token in self.stop_tokens):
             raise StockpotError(f"stop_tokens {sorted(self.stop_tokens)} reach outside the model's vocabulary.")
 
-    @torch.inference_mode()
     def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
         """Decode all requests; rollouts come back in their order."""
+        return [rollout for rollout, _ in self.stretch(requests, seed)]
+
+    @torch.inference_mode()
+    def stretch(
+        self, requests: Sequence[Request], seed: int, until: Callable[[], bool] | None = None, again: bool = False
+    ) -> list[tuple[Rollout, bool]]:
+        """Decode until all are done or `until`, asked after every token, says stop: rollouts, and whether each is done.
+
+        `again`: the requests continue what a stretch left, so that their prefixes are best read in one pass.
+        """
         if not requests:
             return []
         contexts = [self._context(request) for request in requests]
-        along = len(requests) <= self.max_rows
-        if along:
+        if len(requests) <= self.max_rows and not again:  # read along
             contexts = [context[: len(r.prompt.tokens)] for r, context in zip(requests, contexts, strict=True)]
         with ready(self.model, self._config):
             rows = _Rows(self, requests, contexts, seed)
             rows.turnover()
             while rows.count:
                 rows.step()
+                if until is not None and until():
+                    break
                 if rows.steps % rows.lag == 0:
                     rows.turnover()
         return [self._rollout(*item) for item in zip(requests, *rows.drawn(), strict=True)]
@@ -106,10 +116,11 @@ class TorchSampler(Sampler):
             raise StockpotError(f"{name} has token ids outside the model's vocabulary of {self._config.vocab_size}.")
         return context
 
-    def _rollout(self, request: Request, tokens: list[int], log_probs: list[float]) -> Rollout:
-        span = Span(self.author, tokens, log_probs, sampling=request.sampling)
-        finish: Finish = "stop" if tokens[-1] in self.stop_tokens else "length"
-        return Rollout(request.prompt, (*request.prefix, span), finish=finish)
+    def _rollout(self, request: Request, tokens: list[int], log_probs: list[float]) -> tuple[Rollout, bool]:
+        new = (Span(self.author, tokens, log_probs, sampling=request.sampling),) if tokens else ()
+        stopped = bool(tokens) and tokens[-1] in self.stop_tokens
+        rollout = Rollout(request.prompt, (*request.prefix, *new), finish="stop" if stopped else "length")
+        return rollout, stopped or len(rollout) >= request.max_tokens
 
 
 class _Rows:
@@ -274,6 +285,6 @@ class _Rows:
         if not log_probs.isfinite().all():
             raise StockpotError("the model's logits are not finite: its weights hold NaN or infinity.")
         order = request.argsort(stable=True)
-        sizes = request.bincount().tolist()
+        sizes = request.bincount(minlength=self.fields.shape[1]).tolist()
         cut = [torch.split(values[order], sizes) for values in (tokens, log_probs)]
         return [part.tolist() for part in cut[0]], [part.tolist() for part in cut[1]]
