@@ -34,7 +34,7 @@ def byte_tokenizer(*, eos: str = "<|endoftext|>", chat: bool = True) -> Any:
     return made
 
 
-def save_model(folder: Path, **options: Any) -> Path:
+def save_model(folder: Path, *, tied: bool = False, **options: Any) -> Path:
     """A model folder."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -44,6 +44,7 @@ def save_model(folder: Path, **options: Any) -> Path:
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, max_position_embeddings=2048, initializer_range=0.3,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        tie_word_embeddings=tied,
     )  # fmt: skip
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -9,7 +9,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from stockpot.types import KINDS, Batch, Rollout, Sampling, Span, StockpotError, Totals
+from stockpot.types import KINDS, Author, Batch, Prompt, Rollout, Sampling, Span, StockpotError, Totals
+
+FILLER = Rollout(Prompt("", [0]), (Span(Author(""), [0], trained=False),))
+"""Stands in for work where there is none: two tokens, of which none is trained."""
 
 
 def totals(rollouts: Sequence[Rollout], max_tokens: int) -> Totals:

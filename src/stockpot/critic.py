@@ -17,10 +17,12 @@ from torch import Tensor
 
 from stockpot import moments, ops
 from stockpot.algorithms.base import CriticOptions
+from stockpot.alone import Found
 from stockpot.scoring import split_model
 from stockpot.types import Batch, StockpotError, Totals
 
 FILE, WEIGHT = "critic.safetensors", "weight/"
+LOSS = "value/loss"
 
 
 class Critic:
@@ -77,15 +79,20 @@ class Critic:
         own = [p for _, p in self.parameters()]
         return float(torch.nn.utils.clip_grad_norm_(own, self.options.max_grad_norm))
 
-    def end(self) -> dict[str, float]:
-        """After an update: what it did. `docs/metrics.md` explains each figure."""
+    def tell(self, found: Found) -> Found:
+        """Put what this learner's critic saw beside what else its passes found."""
+        found.values, found.sums[LOSS] = self.seen, self.total
+        return found
+
+    def end(self, found: Found) -> dict[str, float]:
+        """After an update: what it did, out of what all learners found. `docs/metrics.md` explains each figure."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.backbone is not None:
             self.backbone.eval()
-        if not self.seen:
+        metrics = {LOSS: found.sums.pop(LOSS)}
+        if not found.values:
             return {}
-        metrics = {"value/loss": self.total}
-        values, returns, clipped = (torch.cat(column) for column in zip(*self.seen, strict=True))
+        values, returns, clipped = (torch.cat(column) for column in zip(*found.values, strict=True))
         if len(values):
             metrics |= {"value/mean": float(values.mean()), "value/clipped": float(clipped.mean())}
             spread = float((returns - returns.mean()).square().mean())

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,16 +216,20 @@ def merge(model: Any) -> None:
 # --- on disk ---------------------------------------------------------------------------------------------------------
 
 
-def save(model: Any, folder: Path) -> None:
-    """The adapter in peft's own format, with the base's name, its configuration and a fingerprint of its weights."""
+def save(model: Any, folder: Path, own: Mapping[str, Tensor] | None = None, mark: str = "") -> None:
+    """The adapter in peft's own format, with the base's name, its configuration and a fingerprint of its weights.
+
+    Where the model lies in pieces, the adapter's tensors are given, and the base's fingerprint.
+    """
+    own = dict(moving(model)) if own is None else own
     config = model.peft_config[NAME]
     told = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     told["base_model_name_or_path"] = _seen_from(folder, config.base_model_name_or_path or "")
     told["inference_mode"] = True
     (folder / CONFIG).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
-    weights = {PREFIX + name.replace(f".{NAME}.", "."): p.detach().contiguous() for name, p in moving(model)}
+    weights = {PREFIX + name.replace(f".{NAME}.", "."): p.detach().contiguous() for name, p in own.items()}
     save_file(weights, folder / WEIGHTS)
-    (folder / BASE).write_text(json.dumps({"fingerprint": fingerprint(model)}) + "\n")
+    (folder / BASE).write_text(json.dumps({"fingerprint": mark or fingerprint(model)}) + "\n")
     model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)

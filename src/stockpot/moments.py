@@ -45,12 +45,51 @@ def remember(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of a checkpoint."""
+def read(path: Path, small: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file of a checkpoint, and those that several learners wrote in pieces beside it.
+
+    `small`: only tensors that are one number.
+    """
     try:
-        return load_file(path)
+        found = load_file(path)
+        if small:
+            return {name: tensor for name, tensor in found.items() if not tensor.shape}
+        return found | joined(path) if pieces(path).is_dir() else found
     except (SafetensorError, OSError) as error:
         raise StockpotError(f"{path} cannot be read ({error}): resume from an earlier checkpoint.") from error
+
+
+def pieces(path: Path) -> Path:
+    """The folder beside a file of a checkpoint that holds tensors in pieces, each as one learner had it."""
+    return path.with_suffix(".pieces")
+
+
+def reader(path: Path) -> Any:
+    """Reads a file and the pieces beside it for torch.distributed.checkpoint, whoever wrote them."""
+    files = [str(file) for file in (path, *sorted(pieces(path).glob("*.safetensors"))) if file.is_file()]
+    made = storage().HuggingFaceStorageReader(str(path.parent))
+    made.fs.ls = lambda folder: files
+    return made
+
+
+def joined(path: Path) -> dict[str, Tensor]:
+    """Pieces put together."""
+    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+
+    source = reader(path)
+    known = source.read_metadata().state_dict_metadata
+    whole = {n: torch.empty(tuple(e.size), dtype=e.properties.dtype) for n, e in known.items() if e.size}
+    dcp_load(whole, storage_reader=source, no_dist=True)
+    return whole
+
+
+def storage() -> Any:
+    """PyTorch's way to write distributed checkpoints as safetensors."""
+    try:
+        from torch.distributed.checkpoint import hf_storage
+    except ImportError as error:
+        raise StockpotError("checkpoints of several learners need torch 2.9 or newer: upgrade it.") from error
+    return hf_storage
 
 
 @torch.no_grad()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,59 +14,20 @@ from torch import Tensor
 
 from stockpot import batching, diagnostics, fused, lora, moments, ops, scoring
 from stockpot.algorithms.base import Algorithm, denominator
+from stockpot.alone import Alone, Found
 from stockpot.critic import Critic
-from stockpot.lora import LoRA
+from stockpot.learner import Learner as Learner
+from stockpot.learner import Update as Update
 from stockpot.regularizers import KL, EntropyBonus
 from stockpot.scoring import split_model
-from stockpot.types import Author, Batch, Rollout, StockpotError, Totals
-
-
-@dataclass(frozen=True)
-class Learner:
-    """How a policy takes a step."""
-
-    learning_rate: float = 1e-4
-    """AdamW's learning rate."""
-    warmup: int = 0
-    """Steps over which the learning rate rises from 0."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
-    beta1: float = 0.9
-    """AdamW's memory of gradients."""
-    beta2: float = 0.99
-    """AdamW's memory of squared gradients."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    tokens_per_pass: int = 8192
-    """Budget of one pass, padding included; never changes the result. A CPU likes a thousand or two, a GPU more."""
-    logits_mb: int = 256
-    """Most memory for logits and their gradients at any time: longer streams go in chunks, recomputed backward."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What matrices are multiplied in; weights and optimiser stay in float32. auto: bfloat16 on a GPU, else float32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations backward: less memory, a third more time."""
-    lora: LoRA = LoRA()
-    """Train an adapter, not the model's own weights."""
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.tokens_per_pass < 1 or self.logits_mb < 1:
-            raise StockpotError("learner.learning_rate, tokens_per_pass and logits_mb must be above 0.")
-
-
-@dataclass
-class Update:
-    """What one optimiser step did."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    skipped: str = ""
-    """Why no step was taken; empty when one was."""
+from stockpot.types import Author, Batch, Rollout, Totals
 
 
 class Policy:
     """Any causal language model of transformers, seen as a policy with a version."""
 
-    def __init__(self, model: Any, learner: Learner, *, run: str = "", pad: int = 0) -> None:
-        self.model, self.learner, self.run, self.pad = model, learner, run, pad
+    def __init__(self, model: Any, learner: Learner, *, run: str = "", pad: int = 0, group: Alone = Alone()) -> None:
+        self.model, self.learner, self.run, self.pad, self.group = model, learner, run, pad, group
         self.version = 0
         self.skipped_steps = 0
         self._reference: Any = None
@@ -75,7 +35,9 @@ class Policy:
         lora.adapt(model, learner.lora)
         if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
             model.float()  # a step of 1e-4 is lost on a weight that has 8 bits
-        fused.speed_up(model)
+        if group.on_cpu(model):
+            fused.speed_up(model)
+        group.settle(model)
         self.backbone, self.head = split_model(model)
         if learner.gradient_checkpointing:
             name = "activation_checkpointing_enable"  # the newer of its two names
@@ -83,6 +45,7 @@ class Policy:
         model.eval()
         with self.precision():
             scoring.check_head(model)
+        group.rest(model)
         parameters = [p for _, p in moments.trained(model)]
         self.optimizer = torch.optim.AdamW(
             parameters,
@@ -95,8 +58,8 @@ class Policy:
     @contextmanager
     def precision(self, model: Any = None) -> Iterator[None]:
         """Within, the policy (or `model`) runs as it does for learning: in bfloat16 where `learner.dtype` says so."""
-        kind, wish = self.device.type, self.learner.dtype
-        half = wish == "bfloat16" or (wish == "auto" and kind == "cuda")
+        kind = self.device.type
+        half = self.learner.mixed(kind)
         attention = fused.attention(model or self.model) if half and kind == "cpu" else nullcontext()
         with torch.autocast(kind, torch.bfloat16, enabled=half), attention:
             yield
@@ -115,7 +78,10 @@ class Policy:
         """Run by the same code as the policy, so that equal weights give equal bits, and a KL of exactly 0."""
         self._reference = model
         if model is not None and not isinstance(model, lora.Reference):
-            fused.speed_up(model.eval().requires_grad_(False))
+            model.eval().requires_grad_(False)
+            if self.group.on_cpu(model):
+                fused.speed_up(model)
+            self.group.settle(model)
 
     @property
     def author(self) -> Author:
@@ -167,13 +133,14 @@ class Policy:
         """Log-probs of each rollout's response tokens, by the policy or its reference; or the critic's values."""
         lengths = [len(r.prompt.tokens) + len(r) for r in rollouts]
         scored: list[Tensor] = [torch.empty(0)] * len(rollouts)
-        for chosen in batching.split(lengths, self.learner.tokens_per_pass):
-            some = [rollouts[i] for i in chosen]
+        for chosen in self.group.passes(list(batching.split(lengths, self.learner.tokens_per_pass))):
+            some = [rollouts[i] for i in chosen or ()] or [batching.FILLER]
             batch = batching.collate(some, [0.0] * len(some), pad=self.pad, device=self.device)
             with lora.dressed(self.reference if of == "reference" else None) as model:
                 found = self.values(batch) if of == "critic" else self.log_probs(batch, model=model)[0]
-            for i, piece in zip(chosen, torch.split(found, [len(rollout) for rollout in some]), strict=True):
+            for i, piece in zip(chosen or (), torch.split(found, [len(rollout) for rollout in some]), strict=False):
                 scored[i] = piece
+        self.group.rest(self.model, self.reference)
         return scored
 
     # --- learning --------------------------------------------------------------------------------------------------
@@ -192,36 +159,59 @@ class Policy:
         self.optimizer.zero_grad(set_to_none=True)
         if (critic := self.critic) is not None:
             critic.begin()
-        views, notes = list[diagnostics.View](), list[Mapping[str, Tensor]]()
         distant = kl.active or algorithm.needs_reference
-        sums, skipped = {"loss": 0.0} | ({"kl_to_reference": 0.0} if distant else {}), ""
+        found = Found({"loss": 0.0} | ({"kl_to_reference": 0.0} if distant else {}))
         with self.precision():  # around all passes, so that weights are cast to bfloat16 once
-            for batch in batches:
-                hidden = self.hidden(batch)
-                log_probs, entropy = self.log_probs(batch, entropy_grad=entropy_bonus.coefficient != 0, hidden=hidden)
-                terms = algorithm.loss(log_probs, batch)
-                loss = ops.reduce(terms.loss, batch.trained, denominator(algorithm.normalise, batch, totals))
-                loss = loss + self._regularisers(log_probs, entropy, batch, totals, entropy_bonus, kl, sums)
-                if critic is not None and critic.backbone is None:
-                    loss = loss + critic.loss(self.values(batch, hidden), batch, totals)
-                sums["loss"] += loss.item()
-                if not math.isfinite(sums["loss"]):
-                    skipped = f"the loss is {sums['loss']}"
+            for batch in self.group.passes(batches):
+                if batch is None:
+                    self._nothing()
+                elif not self._learn(batch, algorithm, totals, entropy_bonus, kl, watch, found):
                     break
-                views += [diagnostics.view(log_probs, entropy, terms, batch)] if watch else []
-                notes.append(terms.figures)
-                loss.backward()  # type: ignore[no-untyped-call]
-                if critic is not None and critic.backbone is not None:  # now, when the policy's activations are gone
-                    critic.loss(self.values(batch), batch, totals).backward()  # type: ignore[no-untyped-call]
-        norm = math.nan if skipped else self._step()
+        self.group.rest(self.model)
+        found = self.group.pool(found if critic is None else critic.tell(found))
+        norm, skipped = math.nan if found.skipped else self._step(), found.skipped
         if not skipped and not math.isfinite(norm):
             skipped = f"the gradient's norm is {norm}"
         self.optimizer.zero_grad(set_to_none=True)
         self.model.eval()
         self.skipped_steps += bool(skipped)
-        metrics = sums | diagnostics.told(notes) | {"grad_norm": norm, "skipped_steps": float(self.skipped_steps)}
-        metrics |= critic.end() if critic is not None else {}
-        return Update(metrics | (diagnostics.summarise(views) if views and not skipped else {}), skipped)
+        values = critic.end(found) if critic is not None else {}
+        metrics = found.sums | diagnostics.told(found.notes)
+        metrics |= {"grad_norm": norm, "skipped_steps": float(self.skipped_steps)} | values
+        return Update(metrics | (diagnostics.summarise(found.views) if found.views and not skipped else {}), skipped)
+
+    def _learn(
+        self,
+        batch: Batch,
+        algorithm: Algorithm,
+        totals: Totals,
+        entropy_bonus: EntropyBonus,
+        kl: KL,
+        watch: bool,
+        found: Found,
+    ) -> bool:
+        """One micro-batch, forward and backward; whether to go on to the next."""
+        critic = self.critic
+        hidden = self.hidden(batch)
+        log_probs, entropy = self.log_probs(batch, entropy_grad=entropy_bonus.coefficient != 0, hidden=hidden)
+        terms = algorithm.loss(log_probs, batch)
+        loss = ops.reduce(terms.loss, batch.trained, denominator(algorithm.normalise, batch, totals))
+        loss = loss + self._regularisers(log_probs, entropy, batch, totals, entropy_bonus, kl, found.sums)
+        if critic is not None and critic.backbone is None:
+            loss = loss + critic.loss(self.values(batch, hidden), batch, totals)
+        if not found.add(loss.item()) and self.group.world == 1:  # others wait for this one's gradients
+            return False
+        found.views += [diagnostics.view(log_probs, entropy, terms, batch)] if watch else []
+        found.notes.append(terms.figures)
+        self.group.backward(loss)
+        if critic is not None and critic.backbone is not None:  # now, when the policy's activations are gone
+            self.group.backward(critic.loss(self.values(batch), batch, totals))
+        return True
+
+    def _nothing(self) -> None:
+        """A pass that changes nothing, where others of the group have one more than this learner."""
+        batch = batching.collate([batching.FILLER], [0.0], pad=self.pad, device=self.device)
+        self.group.backward(0.0 * self.log_probs(batch, hidden=self.hidden(batch))[0].sum())
 
     def _regularisers(
         self,
@@ -249,10 +239,11 @@ class Policy:
         warm = min(1.0, (self.version + 1) / (self.learner.warmup + 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learner.learning_rate * warm
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.learner.max_grad_norm))
+        norm = self.group.clip(self.model, self.learner.max_grad_norm)
         if self.critic is None:
             self.optimizer.step() if math.isfinite(norm) else None
             return norm
+        self.group.reduce(p for _, p in self.critic.parameters())
         if not math.isfinite(norm + self.critic.norm()):  # both step, or neither
             return math.nan
         self.critic.optimizer.step()
@@ -287,7 +278,7 @@ class Policy:
         state = moments.sorted_out(stored, moments.trained(self.model), folder / OPTIMIZER)
         reference = None
         if (folder / REFERENCE).exists():
-            reference = lora.twin(self.model)
+            reference = lora.twin(self.model) if self.group.world == 1 else self.reference
             moments.copy_into(list(reference.named_parameters()), moments.read(folder / REFERENCE), folder / REFERENCE)
         if self.critic is not None:
             self.critic.restore(folder)

@@ -17,6 +17,8 @@ Head = Callable[[Tensor], Tensor]
 
 COPIES, COPIES_TRUNCATED = 4, 10
 """How many tensors of a chunk's logits are alive at once, backward included; sorting for top-p needs many more."""
+DECODER = "stockpot_decoder"
+"""Attribute of a model that must be entered another way than by its decoder: one that lies in pieces."""
 NEVER = -1e4
 """Stands for a dropped token's log-prob of minus infinity where it meets its probability of 0."""
 
@@ -119,7 +121,7 @@ def split_model(model: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
         logits = logits if scale == 1.0 else logits * scale
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    return model.get_decoder(), head
+    return getattr(model, DECODER, None) or model.get_decoder(), head
 
 
 @torch.no_grad()

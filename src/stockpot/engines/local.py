@@ -15,11 +15,11 @@ from stockpot.algorithms.base import ActorCritic
 from stockpot.config import Config
 from stockpot.critic import Critic
 from stockpot.engines.base import Engine, Lesson
+from stockpot.engines.shared import micro_batches, policy_model
 from stockpot.models import load_model, load_tokenizer, pick_device, stop_tokens
 from stockpot.policy import Policy, Update
 from stockpot.prefixes import LiveRule
 from stockpot.samplers.torch import TorchSampler
-from stockpot.seeds import derive
 from stockpot.snapshots import Snapshots
 from stockpot.types import Author, Request, Rollout, StockpotError
 
@@ -41,7 +41,7 @@ class LocalEngine(Engine):
         self.tokenizer = load_tokenizer(origin)
         device = pick_device(config.device)
         self.pad = self.tokenizer.pad_token_id or 0
-        self.policy = Policy(self._model(weights, origin, device), config.learner, run=run, pad=self.pad)
+        self.policy = Policy(policy_model(config, weights, origin, device), config.learner, run=run, pad=self.pad)
         self.version = self.policy.version = version
         if isinstance(config.algorithm, ActorCritic) and scratch is not None:
             self.policy.critic = Critic(config.algorithm.critic, self.policy.model)
@@ -63,18 +63,6 @@ class LocalEngine(Engine):
         if isinstance(rule, LiveRule) and scratch is not None:
             self.snapshots = Snapshots(rule.keep, scratch if rule.where == "disk" else None)
             self.snapshots.restore(Path(weights)) if version > 0 else self.snapshots.take(0, self.policy.model)
-
-    def _model(self, weights: str, origin: str, device: torch.device) -> Any:
-        """The model of these weights; with LoRA, frozen, and an adapter in it: that of the weights, or a new one."""
-        options, wish = self.config.learner.lora, self.config.learner.dtype
-        half = options.keeps_half(wish == "bfloat16" or (wish == "auto" and device.type == "cuda"))
-        model = load_model(weights, device, torch.bfloat16 if half else torch.float32)
-        if not options.rank and lora.adapted(model):
-            lora.merge(model)
-        if weights == origin and lora.adapted(model):
-            raise StockpotError(f"{origin} is an adapter itself: `stockpot export` it, and train what that writes.")
-        lora.adapt(model, options, base=origin, seed=derive(self.config.seed, "lora"))
-        return model
 
     def _sampler(self, model: Any) -> TorchSampler:
         author, rows = self.policy.author, self.config.decode_rows
@@ -123,29 +111,9 @@ class LocalEngine(Engine):
 
     def learn(self, lesson: Lesson, seed: int) -> Update:
         torch.manual_seed(seed)
-        lengths = [len(r.prompt.tokens) + len(r) for r in lesson.rollouts]
-        batches = [
-            self._collate(lesson, chosen) for chosen in batching.split(lengths, self.config.learner.tokens_per_pass)
-        ]
+        batches = micro_batches(self.config, self.policy, lesson, range(len(lesson.rollouts)))
         totals = batching.totals(lesson.rollouts, self.config.max_tokens)
         return self.policy.update(batches, self.config.algorithm, totals, self.config.entropy, self.config.kl)
-
-    def _collate(self, lesson: Lesson, chosen: Sequence[int]) -> Any:
-        def of(pieces: Sequence[Tensor] | None) -> list[Tensor] | None:
-            return None if pieces is None else [pieces[i] for i in chosen]
-
-        return batching.collate(
-            [lesson.rollouts[i] for i in chosen],
-            [lesson.advantages[i] for i in chosen],
-            run=self.policy.run,
-            now=self.version,
-            groups=[lesson.groups[i] for i in chosen],
-            reference_log_probs=of(lesson.reference_log_probs),
-            values=of(lesson.values),
-            returns=of(lesson.returns),
-            pad=self.pad,
-            device=self.policy.device,
-        )
 
     def advance(self, version: int) -> None:
         kl = self.config.kl
