@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from stockpot.algorithms import Reinforce
 from stockpot.config import Config, from_json
 from stockpot.engines.base import Lesson
 from stockpot.engines.local import LocalEngine
+from stockpot.engines.ranks import Rank
 from stockpot.engines.ray.session import Brief
 from stockpot.engines.ray.weights import Box, pack, unpack
 from stockpot.history import History
@@ -57,12 +59,12 @@ class Actor:
 class SamplerActor(Actor):
     """Writes rollouts with weights that it is given; newer ones may come while it writes."""
 
-    def __init__(self, brief: Brief, weights: str) -> None:
+    def __init__(self, brief: Brief) -> None:
         super().__init__(brief)
         plain = replace(  # the policy alone: no reference, critic or snapshots beside it
             self.config, algorithm=Reinforce(), kl=KL(), prefixes=NoPrefixes(), select=Select(), refresh_every=1
         )
-        engine = LocalEngine(plain, brief.run, weights, brief.origin)
+        engine = LocalEngine(plain, brief.run, brief.origin, brief.origin)
         self.sampler, self.context = engine.sampler, engine.context
         self.stamp: Stamp = (-1, -1)
         self.news: tuple[Stamp, list[Any]] = ((-1, -1), [])
@@ -116,30 +118,41 @@ class SamplerActor(Actor):
 class LearnerActor(Actor):
     """One of the learners: all of them are called alike, and the first one's answer counts."""
 
-    def __init__(self, brief: Brief, weights: str, version: int, rank: int, world: int, meeting: str) -> None:
-        super().__init__(brief)
-        plain = replace(self.config, prefixes=NoPrefixes(), refresh_every=1)  # the past is kept by the engine
-        self.engine = LocalEngine(plain, brief.run, weights, brief.origin, version, Path("unused"))
+    rank: Rank
+
+    def meeting(self) -> str:
+        """Where a group could meet: a free port of this machine."""
+        with socket.socket() as door:
+            door.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{door.getsockname()[1]}"
+
+    def join(self, weights: str, version: int, rank: int, world: int, meeting: str) -> None:
+        """Take up the policy, as one of so many."""
+        brief = self.brief
+        self.rank = Rank(
+            self.config, brief.run, weights, brief.origin, version, rank=rank, world=world, meeting=meeting
+        )
 
     def learn(self, lesson: Lesson, seed: int) -> Update:
         """One optimiser step."""
-        return self.engine.learn(lesson, seed)
+        return self.rank.learn(lesson, seed)
 
     def score(self, rollouts: Sequence[Rollout], of: Literal["policy", "reference", "critic"]) -> list[Tensor]:
         """As `Engine.score`, on the CPU."""
-        return [tensor.cpu() for tensor in self.engine.score(rollouts, of)]
+        scored = [tensor.cpu() for tensor in self.rank.score(rollouts, of)]
+        return scored if self.rank.rank == 0 else []
 
     def advance(self, version: int) -> None:
         """The policy has a new version."""
-        self.engine.advance(version)
+        self.rank.advance(version)
 
     def weights(self) -> Box:
-        """What training moves, to be taken by samplers."""
-        return pack(dict(lora.moving(self.engine.policy.model)))
+        """What training moves, to be taken by samplers; of the first learner."""
+        return pack(self.rank.weights())
 
     def save(self, folder: str) -> None:
         """Weights, optimiser and reference into a checkpoint."""
-        self.engine.policy.save(Path(folder))
+        self.rank.save(Path(folder))
 
 
 class RewardActor(Actor):

@@ -139,21 +139,16 @@ class Office:
         self.crews = crews
 
     def until(self, done: Callable[[], bool], others: Sequence[Any] = ()) -> None:
-        """Wait until that holds and the calls in `others` have ended."""
-        left = list(others)
+        """Wait until that holds, which is asked whenever something has ended, one of the calls in `others` included."""
         while True:
             for crew in self.crews:
                 crew.feed()
-            if not left and done():
+            if done():
                 return
-            waiting = [*left, *(reference for crew in self.crews for reference in crew.references)]
+            waiting = [*others, *(reference for crew in self.crews for reference in crew.references)]
             if not waiting:
                 raise StockpotError("the Ray engine waits for work that nobody has: this is a mistake in stockpot.")
-            ready, _ = ray.wait(waiting, num_returns=1)
-            for reference in ready:
-                if reference in left:
-                    left.remove(reference)
-                    continue
+            for reference in ray.wait(waiting, num_returns=1)[0]:
                 for crew in self.crews:
                     crew.take(reference)
 

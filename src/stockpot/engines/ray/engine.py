@@ -46,15 +46,12 @@ class RayEngine(Engine):
         self.store: Any = None
         try:
             spawn, threads = self.session.spawn, config.threads
-            samplers = [
-                spawn(SamplerActor, whole_path(weights), cpus=threads, threads=4, gpu=True)
-                for _ in range(config.samplers)
-            ]
+            samplers = [spawn(SamplerActor, cpus=threads, threads=4, gpu=True) for _ in range(config.samplers)]
             judges = [spawn(RewardActor, cpus=threads) for _ in range(config.reward_workers)]
             self.samplers = Crew("sampler", samplers, depth=2 if config.ahead else 1)
             self.judges = Crew("reward worker", judges)
             self.office = Office(self.samplers, self.judges)
-            self.learners = Learners(self.session, self.office, origin)
+            self.learners = Learners(self.session, self.office)
             self._take_up(whole_path(weights), version)
             self.office.until(lambda: self.samplers.awake and self.judges.awake)
         except BaseException:
@@ -65,11 +62,11 @@ class RayEngine(Engine):
     def _take_up(self, weights: str, version: int) -> None:
         """The policy as a checkpoint has it, and its past beside it."""
         config, rule = self.config, self.config.prefixes
-        self.learners.settle(weights, version)
+        self.learners.start(weights, version)
         self.version = version
         self.boxes: dict[int, Any] = {}
         """Weights of the past that samplers have asked for."""
-        self.box = self.learners.begin("weights")
+        self.box = self.learners.begin("weights")[0]
         self.late = Snapshots(1) if config.refresh_every > 1 else None
         self.snapshots: Snapshots | None = None
         if isinstance(rule, LiveRule):
@@ -160,7 +157,7 @@ class RayEngine(Engine):
     def advance(self, version: int) -> None:
         self.learners.call("advance", version)
         self.version = version
-        self.box = self.learners.begin("weights")
+        self.box = self.learners.begin("weights")[0]
         self.learners.got_to(version)
         rule = self.config.prefixes
         if self.late is not None and version % self.config.refresh_every == 0:
@@ -178,7 +175,6 @@ class RayEngine(Engine):
         if self.late is not None:
             (folder / LATE).mkdir()
             self.late.save(folder / LATE)
-        self.tokenizer.save_pretrained(folder)
 
     def history(self, path: Path, run: str, vocabulary: str) -> History:
         if self.store is None:
