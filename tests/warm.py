@@ -11,14 +11,55 @@ Ray learns from the worker itself, and dies of a SIGKILL.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 PLACE = "STOCKPOT_WARM"
 """The environment variable that holds the socket's path."""
+
+
+def join(address: str | None, launcher: str, **options: Any) -> Any:
+    """`ray.init` with workers that are forks."""
+    import ray
+
+    return ray.init(
+        address, include_dashboard=None if address else False, log_to_driver=False, logging_level="CRITICAL",
+        namespace="stockpot", runtime_env={"py_executable": launcher}, **options,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[tuple[str, str]]:
+    """A Ray of the test's own, joined: its address, and the launcher of its workers."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with tempfile.TemporaryDirectory(prefix="warm-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        place, launcher = f"{folder}/socket", Path(folder, "python")
+        launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {__file__} "$@"\n')
+        launcher.chmod(0o755)
+        os.environ[PLACE] = place
+        with subprocess.Popen(
+            [sys.executable, __file__, "serve", place], stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ) as server:  # fmt: skip
+            try:
+                assert server.stdout and server.stdout.readline() == "warm\n"
+                context = join(None, str(launcher), num_cpus=32, object_store_memory=200 * 2**20, _temp_dir=folder)
+                yield context.address_info["address"], str(launcher)
+            finally:
+                ray.shutdown()
+                server.kill()
 
 
 def ask(words: list[str]) -> int:

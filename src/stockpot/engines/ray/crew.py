@@ -43,6 +43,10 @@ class Member:
     waking: Any = None
     """While it is dead or starting: the call that it answers once it is there."""
 
+    def wake(self) -> None:
+        """Wait for it to come up, however often it dies on the way."""
+        self.waking = self.actor.hello.options(max_task_retries=-1).remote()
+
 
 class Crew:
     """A crew may have up to `depth` tasks waiting at each actor, so that it need not wait for the next."""
@@ -51,7 +55,7 @@ class Crew:
         self.name, self.depth = name, depth
         self.members = [Member(f"{name} {i}", actor) for i, actor in enumerate(actors)]
         for member in self.members:
-            member.waking = member.actor.hello.remote()
+            member.wake()
         self.waiting: list[Task] = []
         self.deaths = 0
         self.facts: dict[str, Any] = {}
@@ -115,7 +119,7 @@ class Crew:
         except exceptions.ActorDiedError as error:
             raise StockpotError(f"{member.name} does not start: {reason(error)}") from error
         except Died:
-            member.waking = member.actor.hello.remote()
+            member.wake()
 
     def _died(self, member: Member, task: Task) -> None:
         """The task goes back; the actor is restarted by Ray, and not asked before it answers."""
@@ -129,7 +133,7 @@ class Crew:
         if member.waking is None:
             self.deaths += 1
             console.tell(f"{member.name} died and is started again; its work goes to whoever is free")
-            member.waking = member.actor.hello.remote()
+            member.wake()
 
 
 class Office:
