@@ -122,7 +122,7 @@ def test_a_slow_worker_gets_less_and_stalls_nobody(cluster: object) -> None:
             self.seconds = seconds
 
         def hello(self) -> dict[str, Any]:
-            return {}
+            return {"pid": 0}
 
         def work(self) -> float:
             import time

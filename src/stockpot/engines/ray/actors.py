@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import threading
@@ -32,8 +33,10 @@ from stockpot.prefixes import NoPrefixes
 from stockpot.regularizers import KL
 from stockpot.rewards.score import score
 from stockpot.selection import Select
-from stockpot.types import Author, Request, Rollout
+from stockpot.types import Author, Request, Rollout, StockpotError
 
+PATIENCE = 60.0
+"""Seconds that a run waits for the last process of one before it in the same folder."""
 Stamp = tuple[int, int]
 """Whose weights: the life of the learners, which a restart ends, and the version."""
 
@@ -126,12 +129,13 @@ class LearnerActor(Actor):
             door.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{door.getsockname()[1]}"
 
-    def join(self, weights: str, version: int, rank: int, world: int, meeting: str) -> None:
-        """Take up the policy, as one of so many."""
+    def join(self, weights: str, version: int, rank: int, world: int, meeting: str) -> int:
+        """Take up the policy, as one of so many; the number of this process."""
         brief = self.brief
         self.rank = Rank(
             self.config, brief.run, weights, brief.origin, version, rank=rank, world=world, meeting=meeting
         )
+        return os.getpid()
 
     def learn(self, lesson: Lesson, seed: int) -> Update:
         """One optimiser step."""
@@ -169,10 +173,20 @@ class RewardActor(Actor):
 
 
 class HistoryActor(Actor):
-    """The one process that writes the store."""
+    """The one process that writes the store: it waits until one that a killed run has left behind is gone."""
 
     def __init__(self, brief: Brief, path: str, vocabulary: str) -> None:
         super().__init__(brief)
+        self.door = os.open(Path(path).parent, os.O_RDONLY)
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(self.door, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise StockpotError(f"{path} is being written by another run: wait for its end.") from None
+                time.sleep(0.05)
         self.store = History.open(Path(path), run=brief.run, vocabulary=vocabulary)
 
     def ask(self, name: str, args: Sequence[Any], options: dict[str, Any]) -> Any:

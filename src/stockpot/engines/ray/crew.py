@@ -39,6 +39,8 @@ class Member:
 
     name: str
     actor: Any
+    process: int = 0
+    """Its number on its machine, once it has been heard of."""
     tasks: dict[Any, Task] = field(default_factory=dict)
     waking: Any = None
     """While it is dead or starting: the call that it answers once it is there."""
@@ -116,6 +118,7 @@ class Crew:
         member.waking = None
         try:
             self.facts = fetch(reference)
+            member.process = int(self.facts["pid"])
         except exceptions.ActorDiedError as error:
             raise StockpotError(f"{member.name} does not start: {reason(error)}") from error
         except Died:

@@ -23,7 +23,7 @@ from stockpot.engines.ray.actors import HistoryActor, RewardActor, SamplerActor,
 from stockpot.engines.ray.crew import Crew, Office
 from stockpot.engines.ray.learners import Learners
 from stockpot.engines.ray.ledger import Ledger, ages, chunks
-from stockpot.engines.ray.session import Session, whole_path
+from stockpot.engines.ray.session import Session, fetch, whole_path
 from stockpot.engines.ray.store import RemoteHistory
 from stockpot.engines.ray.weights import pack, unpack
 from stockpot.history import History
@@ -186,6 +186,14 @@ class RayEngine(Engine):
         deaths = {f"{name}/restarts": float(crew.deaths) for name, crew in crews.items() if crew.members}
         learners = {"learner/restarts": float(self.learners.life)}
         return self.ledger.figures(time.perf_counter(), self.learners.seconds) | deaths | learners
+
+    def processes(self) -> dict[str, list[int]]:
+        """The numbers of the processes at work, each on its machine: for whoever wants to watch them, or end one."""
+        found = {"learner": list(self.learners.processes)}
+        for name, team in (("sampler", self.samplers), ("reward worker", self.judges)):
+            found[name] = [member.process for member in team.members if member.waking is None]
+        found["history"] = [] if self.store is None else [fetch(self.store.hello.remote())["pid"]]
+        return found
 
     def restart(self, weights: str, version: int) -> None:
         """Whatever was being written was for steps that will be asked anew, by another policy of the same versions."""

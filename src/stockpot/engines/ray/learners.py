@@ -28,6 +28,8 @@ class Learners:
         self.actors: list[Any] = []
         self.life = -1
         """How often the group has been started, from 0."""
+        self.processes: list[int] = []
+        """Their numbers on their machines."""
         self.seconds = 0.0
         """Time that it was at work."""
         self._furthest, self._lives = -1, 0
@@ -48,8 +50,8 @@ class Learners:
                 for _ in range(config.learners)
             ]
             try:
-                meeting = self._answer([self.actors[0].meeting.remote()]) if config.learners > 1 else ""
-                self._answer(
+                meeting = self._answers([self.actors[0].meeting.remote()])[0] if config.learners > 1 else ""
+                self.processes = self._answers(
                     [
                         actor.join.remote(weights, version, rank, config.learners, meeting)
                         for rank, actor in enumerate(self.actors)
@@ -68,7 +70,7 @@ class Learners:
         """Have all of them do it; the answer of the first. `Lost` where one of them is gone."""
         began = time.perf_counter()
         try:
-            return self._answer(self.begin(name, *args))
+            return self._answers(self.begin(name, *args))[0]
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -76,8 +78,8 @@ class Learners:
         """Have all of them do it, without waiting."""
         return [getattr(actor, name).remote(*args) for actor in self.actors]
 
-    def _answer(self, calls: Sequence[Any]) -> Any:
-        """The first one's answer once all have answered. That one died counts for more than what others say of it."""
+    def _answers(self, calls: Sequence[Any]) -> list[Any]:
+        """What they answer, once all have. That one died counts for more than what others say of it."""
         left, answers, wrong = list(calls), dict[Any, Any](), None
         while left:
             if wrong is None:
@@ -97,13 +99,13 @@ class Learners:
                     wrong = wrong or error
         if wrong is not None:
             raise wrong
-        return answers[calls[0]]
+        return [answers[call] for call in calls]
 
     def stop(self) -> None:
         """End them all."""
         for actor in self.actors:
             self.session.kill(actor)
-        self.actors = []
+        self.actors, self.processes = [], []
 
 
 def over(calls: Sequence[Any], seconds: float = 0.0) -> list[Any]:

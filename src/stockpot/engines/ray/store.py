@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from stockpot.engines.ray.crew import reason
 from stockpot.engines.ray.session import Died, fetch
 from stockpot.history import History, Score
 from stockpot.types import Candidate, Rollout, StockpotError
@@ -30,6 +31,8 @@ class RemoteHistory(History):
             try:
                 return fetch(call())
             except Died as error:
+                if getattr(error, "actor_init_failed", False):
+                    raise StockpotError(f"the process of the history does not start: {reason(error)}") from error
                 last = error
         raise StockpotError(
             f"{self.path}: the process of the history died {TRIES} times in a row ({type(last).__name__})."
