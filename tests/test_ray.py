@@ -93,6 +93,18 @@ def test_snapshots_and_late_weights_write_as_they_do_locally(cluster: object, st
     assert any(r.prefix_length for r in rollouts(tmp_path / "run", 4)), "nothing was tested"
 
 
+def test_late_weights_let_samplers_run_on_without_changing_anything(
+    cluster: object, started: str, tmp_path: Path
+) -> None:
+    """Who writes is fixed for three steps, so they may be begun at once."""
+    words = ["--prefixes", "none", "--refresh-every", 3, "--model", started, "--steps", 7]
+    trained("--out", tmp_path / "run", *words)
+    run = spread(tmp_path / "ray" / "run", *words, "--ahead", 9)
+    assert_same_bits(tmp_path / "run", run)
+    assert [line["requests/in_flight"] + line["queue/waiting"] for line in timings(run)[1:]][0] > 0, "nobody ran on"
+    assert load_recipe(str(TINY)).begins(3) == range(3, 4)
+
+
 def test_a_resumed_run_ends_in_the_same_bits(cluster: object, finished: Path, tmp_path: Path) -> None:
     """Stopped by an error in the reward after four steps, and resumed."""
     recipe = tmp_path / "failing.py"
@@ -296,7 +308,6 @@ def test_a_token_beyond_the_bound_is_not_trained_on() -> None:
         (["--ahead", 1], "ahead is 1, but the local engine"),
         (["--engine", "ray", "--learners", 0], "learners must be at least 1"),
         (["--engine", "ray", "--ahead", -1], "ahead must be 0 or more"),
-        (["--engine", "ray", "--ahead", 1, "--refresh-every", 2], "ahead and refresh_every both"),
         (["--engine", "ray", "--ahead", 1, "--prefixes", "checkpoints", "--prefixes.longest", 12], "set ahead to 0"),
         (["--engine", "ray", "--ahead", 1, "--algorithm", "luffy"], "LUFFY knows the live policy's tokens"),
     ],

@@ -44,6 +44,7 @@ def cluster() -> Iterator[tuple[str, str]]:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory(prefix="warm-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         place, launcher = f"{folder}/socket", Path(folder, "python")
         launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {__file__} "$@"\n')

@@ -124,8 +124,8 @@ class Config:
     reward_workers: int = 0
     """Processes that judge rollouts; 0: they are judged where the loop runs."""
     ahead: int = 0
-    """Steps that samplers may run ahead of the learner: no token is older than that when it is first trained on. 0:
-    they wait for each other."""
+    """Steps that samplers may be ahead of the learner: no token is older than that when it is first trained on (with
+    refresh_every above 1: than it says). 0: they wait for each other."""
     loggers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
 
@@ -234,6 +234,15 @@ class Config:
     def writer(self, now: int) -> int:
         """The version that writes at step `now`."""
         return now - now % self.refresh_every
+
+    def begins(self, now: int) -> range:
+        """Steps whose rollouts may be begun at step `now`: with late weights, those that the same version writes."""
+        last = (
+            now + self.ahead
+            if self.refresh_every == 1
+            else min(now + self.ahead, self.writer(now + self.refresh_every) - 1)
+        )
+        return range(now, min(last + 1, self.steps))
 
 
 def to_json(value: Any) -> Any:

@@ -95,7 +95,7 @@ class Loop:
     def step(self, now: int, history: History) -> tuple[dict[str, float], dict[str, float]]:
         """Once along the arrow. `now` is the version of the policy that writes; returns metrics and seconds."""
         config, clock, worked = self.config, Clock(), time.process_time()
-        for later in range(now, min(now + 1 + config.ahead, config.steps)):
+        for later in config.begins(now):
             if later not in self.begun:
                 self.begun[later] = self.ask(later, history, clock)
         written = self.write(self.begun.pop(now), now, clock)

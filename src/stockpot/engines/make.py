@@ -27,8 +27,6 @@ def ready(config: Config) -> None:
         raise StockpotError('--engine ray needs Ray: `pip install "stockpot[ray]"`.')
     if not config.ahead:
         return
-    if config.refresh_every > 1:
-        raise StockpotError("ahead and refresh_every both say how old the writer may be: set one of them.")
     if isinstance(config.prefixes, LiveRule):
         raise StockpotError(
             "with ahead, prefixes are chosen before their step, but snapshots write them in it: set ahead to 0 or take "

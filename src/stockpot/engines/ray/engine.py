@@ -97,7 +97,8 @@ class RayEngine(Engine):
                 raise StockpotError(
                     f"step {step} is more than ahead={self.config.ahead} steps away from {self.version}."
                 )
-            self._ask(requests, seed, step + 1, None)
+            late = self.config.refresh_every > 1
+            self._ask(requests, seed, step + 1, self.config.writer(step) if late else None)
 
     def sample(self, requests: Sequence[Request], seed: int, version: int | None = None) -> list[Rollout]:
         new = [request for request in requests if (seed, request.key) not in self.ledger.asked]
@@ -147,7 +148,8 @@ class RayEngine(Engine):
         return found
 
     def learn(self, lesson: Lesson, seed: int) -> Update:
-        bound = max(self.config.ahead, self.config.refresh_every - 1)
+        late = self.config.refresh_every - 1
+        bound = late or self.config.ahead
         oldest = self.ledger.note_ages(ages(lesson.rollouts, self.run, self.version))
         if oldest > bound:
             raise StockpotError(f"a token is {oldest} versions old, but the bound is {bound}: a mistake in stockpot.")

@@ -64,6 +64,7 @@ class Session:
         """Join the cluster that RAY_ADDRESS names, or start one on this machine that ends with this process."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else anything else on the machine goes before our actors
         options: dict[str, Any] = {"namespace": "stockpot", "log_to_driver": False, "logging_level": logging.CRITICAL}
         address = os.environ.get("RAY_ADDRESS", "")
         if not address:
