@@ -101,7 +101,7 @@ def test_late_weights_let_samplers_run_on_without_changing_anything(
     trained("--out", tmp_path / "run", *words)
     run = spread(tmp_path / "ray" / "run", *words, "--ahead", 9)
     assert_same_bits(tmp_path / "run", run)
-    assert [line["requests/in_flight"] + line["queue/waiting"] for line in timings(run)[1:]][0] > 0, "nobody ran on"
+    assert timings(run)[1]["requests/in_flight"] > 0 or timings(run)[1]["requests/finished"] > 16 + 32, "nobody ran on"
     assert load_recipe(str(TINY)).begins(3) == range(3, 4)
 
 

@@ -5,9 +5,16 @@ In synchronous runs that is to be seen in one comparison: the same bits as a run
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import random
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +22,7 @@ import pytest
 import faults
 import warm
 from runs import TINY, assert_same_bits, metrics, stockpot, trained
-from stockpot.config import load_recipe
+from stockpot.config import Config, load_recipe
 from test_ray import assert_whole, rollouts, timings
 
 pytest.importorskip("ray")
@@ -65,7 +72,7 @@ def test_samplers_that_run_ahead_may_die_too(cluster: object, started: str, tmp_
         told = stockpot("train", TINY, "--out", tmp_path / "run", *words, "--group-size", 2)
     assert told.code == 0, told.err
     assert killer.done["sampler"] == 8 and killer.done["learner"] == 4, killer.done
-    assert_whole(tmp_path / "run", load_with(tmp_path, 16, 2), 24)
+    assert_whole(tmp_path / "run", load_with(16, 2), 24)
     for line in timings(tmp_path / "run")[1:]:
         assert line["requests/asked"] == sum(line[f"requests/{n}"] for n in ("finished", "in_flight", "withdrawn"))
         assert line["trained_age/max"] <= 2
@@ -74,9 +81,7 @@ def test_samplers_that_run_ahead_may_die_too(cluster: object, started: str, tmp_
         assert all(0 <= step - (span.author.version or 0) <= 2 for span in live)
 
 
-def load_with(folder: Path, max_tokens: int, group_size: int) -> object:
-    from dataclasses import replace
-
+def load_with(max_tokens: int, group_size: int) -> Config:
     return replace(load_recipe(str(TINY)), max_tokens=max_tokens, group_size=group_size)
 
 
@@ -88,7 +93,48 @@ def test_the_whole_run_killed_twenty_times_ends_in_the_same_bits(
     trained("--out", tmp_path / "calm" / "run", *words)
     run = tmp_path / "run"
     lives = faults.Lives(str(run), [str(TINY), "--engine", "ray", *words], 20, *cluster, seed=time.time_ns())
-    codes = faults.live_and_die(lives, timeout=280)
+    codes = faults.live_and_die(lives, timeout=1500)
     assert codes == [-9] * 20 + [0]
     assert_same_bits(tmp_path / "calm" / "run", run)
     assert len(metrics(run)) == 41
+
+
+# --- a Ray of its own -----------------------------------------------------------------------------------------------
+
+
+def processes(word: str) -> list[str]:
+    """Command lines of the processes that name it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if word in line]
+
+
+def test_a_killed_run_takes_its_ray_along_and_a_resumed_one_leaves_nothing(started: str, tmp_path: Path) -> None:
+    """The plain command, with a Ray that it starts itself: SIGKILL, resume, and a clean end."""
+    with tempfile.TemporaryDirectory(prefix="own-", dir="/tmp") as place:
+        run, environment = tmp_path / "run", os.environ | {"TMPDIR": place, "COLUMNS": "100"}
+        environment.pop("RAY_ADDRESS", None)
+        words = [sys.executable, "-m", "stockpot.cli", "train", str(TINY), "--engine", "ray", "--model", started]
+        words += faults.seldom(["--steps", 400, "--out", run])
+        with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as life:
+            until = time.monotonic() + 280
+            while not ((run / "metrics.jsonl").exists() and len(metrics(run)) > 3):
+                assert life.poll() is None and time.monotonic() < until
+                time.sleep(0.02)
+            life.kill()
+        until = time.monotonic() + 60
+        while processes(place):
+            assert time.monotonic() < until, processes(place)
+            time.sleep(0.1)
+        before = set(Path(place).iterdir())
+        config = json.loads((run / "config.json").read_text())
+        config["config"]["steps"] = 20 + metrics(run)[-1]["step"]
+        (run / "config.json").write_text(json.dumps(config))
+        words = [sys.executable, "-m", "stockpot.cli", "resume", str(run)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, done.stderr
+        assert all(line.startswith("training ") for line in done.stderr.splitlines()), done.stderr
+        assert set(Path(place).iterdir()) == before and not processes(place)
+        assert [line["step"] for line in metrics(run)] == list(range(config["config"]["steps"] + 1))

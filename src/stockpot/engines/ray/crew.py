@@ -109,9 +109,13 @@ class Crew:
                     result = fetch(reference)
                 except Died:
                     self._died(member, task)
-                else:
+                    return
+                except Exception:
                     if task.wanted:
-                        task.done(result)
+                        raise
+                    return
+                if task.wanted:
+                    task.done(result)
                 return
 
     def _woken(self, member: Member, reference: Any) -> None:

@@ -17,7 +17,7 @@ import ray
 from torch import Tensor
 
 from stockpot.config import Config
-from stockpot.engines.base import Engine, Lesson
+from stockpot.engines.base import Engine, Lesson, Lost
 from stockpot.engines.local import LATE
 from stockpot.engines.ray.actors import HistoryActor, RewardActor, SamplerActor, Stamp
 from stockpot.engines.ray.crew import Crew, Office
@@ -60,7 +60,16 @@ class RayEngine(Engine):
         self.context = int(self.samplers.facts["context"])
 
     def _take_up(self, weights: str, version: int) -> None:
-        """The policy as a checkpoint has it, and its past beside it."""
+        """The policy as a checkpoint has it, though learners die while they take it up: `Learners` sets the limit."""
+        while True:
+            try:
+                self._load(weights, version)
+                return
+            except Lost:
+                continue
+
+    def _load(self, weights: str, version: int) -> None:
+        """The policy, and its past beside it."""
         config, rule = self.config, self.config.prefixes
         self.learners.start(weights, version)
         self.version = version

@@ -69,7 +69,8 @@ class Session:
         address = os.environ.get("RAY_ADDRESS", "")
         if not address:
             sizes = [file.stat().st_size for file in weights.glob("*.safetensors")] if weights.is_dir() else []
-            self.folder = tempfile.mkdtemp(prefix="stockpot-", dir="/tmp")  # short: sockets' names must be
+            place = tempfile.gettempdir()
+            self.folder = tempfile.mkdtemp(prefix="stockpot-", dir=place if len(place) < 30 else "/tmp")  # for sockets
             os.environ.setdefault("OMP_NUM_THREADS", str(self.config.threads))
             options |= {"num_cpus": need, "include_dashboard": False, "_temp_dir": self.folder}
             options |= {"object_store_memory": STORE + 4 * sum(sizes)}

@@ -13,7 +13,7 @@ from stockpot.history import History, Score
 from stockpot.types import Candidate, Rollout, StockpotError
 
 TRIES = 40
-"""Deaths in a row after which the store is given up."""
+"""Deaths over one call after which the store is given up."""
 
 
 class RemoteHistory(History):
@@ -24,22 +24,18 @@ class RemoteHistory(History):
         self._actor = actor
 
     def _ask(self, name: str, *args: Any, **options: Any) -> Any:
-        return self._again(lambda: self._actor.ask.remote(name, args, options))
+        return self._again("ask", name, args, options)
 
-    def _again(self, call: Any) -> Any:
-        for _ in range(TRIES):
-            try:
-                return fetch(call())
-            except Died as error:
-                if getattr(error, "actor_init_failed", False):
-                    raise StockpotError(f"the process of the history does not start: {reason(error)}") from error
-                last = error
-        raise StockpotError(
-            f"{self.path}: the process of the history died {TRIES} times in a row ({type(last).__name__})."
-        )
+    def _again(self, name: str, *args: Any) -> Any:
+        """Call, and again where the actor dies over it."""
+        try:
+            return fetch(getattr(self._actor, name).options(max_task_retries=TRIES).remote(*args))
+        except Died as error:
+            why = reason(error)
+        raise StockpotError(f"{self.path}: the process of the history is gone for good ({why}).")
 
     def append(self, step: int, rollouts: Sequence[Rollout], scores: Sequence[Score] = ()) -> list[int]:
-        found: list[int] = self._again(lambda: self._actor.append.remote(step, list(rollouts), list(scores)))
+        found: list[int] = self._again("append", step, list(rollouts), list(scores))
         return found
 
     def scores(self, rollouts: Sequence[Rollout], reference: str) -> dict[bytes, array[float]]:
