@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
+from stockpot import scoring
 from stockpot.algorithms import GRPO, PPO
 from stockpot.config import Config
 from stockpot.engines.base import Lesson
@@ -37,7 +38,8 @@ LENGTHS = (31, 2, 17, 1, 9, 24, 5)
 
 def base(**learner: Any) -> Config:
     """A configuration without what only a whole run needs."""
-    options = {"learning_rate": 1e-3, "max_grad_norm": 0.5, "dtype": "float32", "weight_decay": 0.1}
+    # not cut, where nothing else is said: a gradient that is cut to a norm does not show its size
+    options = {"learning_rate": 1e-3, "max_grad_norm": 1e9, "dtype": "float32", "weight_decay": 0.1}
     return replace(
         recipe, algorithm=GRPO(), entropy=EntropyBonus(0.01), kl=KL(), max_tokens=32, threads=1, device="cpu",
         learner=Learner(**options | learner),
@@ -50,42 +52,55 @@ CASES: dict[str, Config] = {
     "ddp": replace(base(tokens_per_pass=48, parallel="ddp"), kl=MOVING),
     "fsdp-lora": replace(base(tokens_per_pass=48, lora=LoRA(rank=3)), kl=MOVING),
     "ddp-lora": replace(base(tokens_per_pass=48, lora=LoRA(rank=3), parallel="ddp"), kl=KL(0.05)),
-    "fsdp-recompute": base(tokens_per_pass=48, gradient_checkpointing=True, logits_mb=1),
-    "ddp-recompute": base(tokens_per_pass=48, gradient_checkpointing=True, parallel="ddp"),
+    "fsdp-recompute": base(tokens_per_pass=48, gradient_checkpointing=True, logits_mb=1, max_grad_norm=0.05),
+    "ddp-recompute": base(
+        tokens_per_pass=48, gradient_checkpointing=True, logits_mb=1, max_grad_norm=0.05, parallel="ddp"
+    ),
     "fsdp-bf16": base(dtype="bfloat16"),
     "ddp-bf16": base(dtype="bfloat16", parallel="ddp"),
     "fsdp-lora-bf16": base(dtype="bfloat16", lora=LoRA(rank=3)),
     "fsdp-critic": replace(base(tokens_per_pass=48), algorithm=PPO()),
     "ddp-critic": replace(base(tokens_per_pass=48, parallel="ddp"), algorithm=PPO()),
 }
-MODELS = {"fsdp-recompute": "tied", "ddp-recompute": "tied"}
+MODELS = dict.fromkeys(("fsdp-recompute", "ddp-recompute", "fsdp-critic"), "tied")
 """Which model's folder a case starts from, where it is not the one without tied embeddings."""
 SPOILT = ("fsdp", "ddp", "fsdp-lora")
 
 
-def lesson(config: Config, seed: int = 0, count: int = len(LENGTHS)) -> Lesson:
+def rollouts(seed: int = 0, count: int = len(LENGTHS)) -> tuple[Rollout, ...]:
     """Rollouts of every kind, of uneven lengths."""
     rng = random.Random(seed)
     live, old = Author(RUN, 0), Author("another", 7)
 
-    def span(author: Author, length: int, **details: Any) -> Span:
+    def one(i: int, length: int) -> Rollout:
         ids = [rng.randrange(3, 250) for _ in range(length)]
-        return Span(author, ids, [-rng.random() * 6 for _ in ids], **details)
-
-    rollouts = []
-    for i, length in enumerate(LENGTHS[:count]):
-        spans = (span(live, length),)
+        spans: tuple[Span, ...] = (Span(live, ids),)
         if i % 3 == 2:
-            spans = (span(old, length // 2, kind="prefix", trained=i % 2 == 0), span(live, length - length // 2))
-        rollouts.append(Rollout(Prompt(str(i), [rng.randrange(3, 250) for _ in range(2 + i)]), spans, rng.random()))
-    per_token = tuple(torch.tensor([rng.uniform(-1, 1) for _ in range(len(r))]) for r in rollouts)
-    critic = {"values": per_token, "returns": tuple(v + 0.3 for v in per_token)} if "critic" in str(config) else {}
-    reference = per_token if config.kl.active else None
-    return Lesson(
-        tuple(rollouts), tuple(rng.uniform(-1, 1) for _ in rollouts), tuple(i // 2 for i in range(count)),
-        tuple(-3 - v for v in reference) if reference else None,
-        **critic if isinstance(config.algorithm, PPO) else {},
-    )  # fmt: skip
+            head = length // 2
+            spans = (Span(old, ids[:head], kind="prefix", trained=i % 2 == 0), Span(live, ids[head:]))
+        return Rollout(Prompt(str(i), [rng.randrange(3, 250) for _ in range(2 + i)]), spans, rng.random())
+
+    return tuple(one(i, length) for i, length in enumerate(LENGTHS[:count]))
+
+
+def lesson(of: Any, config: Config, seed: int = 0, count: int = len(LENGTHS)) -> Lesson:
+    """What authors and the reference gave the tokens lies near what the policy gives them: most are not clipped."""
+    given, scores = rollouts(seed, count), of.score(rollouts(seed, count), "policy")
+    draw = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor, size: float) -> Tensor:
+        return size * (2 * torch.rand(len(like), generator=draw) - 1)
+
+    written = []
+    for rollout, scored in zip(given, scores, strict=True):
+        near = (scored + noise(scored, 0.2)).split([len(span) for span in rollout.spans])
+        spans = (replace(s, log_probs=n.tolist()) for s, n in zip(rollout.spans, near, strict=True))
+        written.append(replace(rollout, spans=tuple(spans)))
+    advantages = tuple((2 * torch.rand(count, generator=draw) - 1).tolist())
+    values = tuple(noise(s, 1.0) for s in scores) if isinstance(config.algorithm, PPO) else None
+    returns = tuple(v + noise(v, 1.0) for v in values) if values else None
+    reference = tuple(s + noise(s, 0.5) for s in scores) if config.kl.active else None
+    return Lesson(tuple(written), advantages, tuple(i // 2 for i in range(count)), reference, values, returns)
 
 
 def watched(rank: Any, whole: Any) -> list[dict[str, Tensor]]:
@@ -109,28 +124,39 @@ def whole(rank: Rank, tensors: Any) -> dict[str, Tensor]:
 
 def live(rank: Rank, config: Config) -> dict[str, Any]:
     """Score, step, step, and what there is then."""
+    # a megabyte is far more than this vocabulary's logits need: there, chunks of some five tokens are forced
+    scoring.COPIES = 200 if config.learner.logits_mb == 1 else 4
     grads = watched(rank, lambda tensors: whole(rank, tensors))
-    given = lesson(config)
+    given = lesson(rank, config)
     found: dict[str, Any] = {"before": rank.score(given.rollouts, "policy")}
     if config.needs_reference:
         found["reference"] = rank.score(given.rollouts, "reference")
-    if isinstance(config.algorithm, PPO):
-        found["values"] = rank.score(given.rollouts, "critic")
     found["update"] = rank.learn(given, 1)
     rank.advance(1)
     found["weights"] = rank.weights()
-    rank.learn(lesson(config, 1, count=1), 2)  # most have no rollout at all
+    rank.learn(lesson(rank, config, 1, count=1), 2)  # most have no rollout at all
     rank.advance(2)
     found["after"] = rank.score(given.rollouts, "policy")
     if config.needs_reference:
         found["reference after"] = rank.score(given.rollouts, "reference")
-    found["grads"] = grads
+    if isinstance(config.algorithm, PPO):
+        found["values after"] = rank.score(given.rollouts, "critic")
+    found["grads"] = list(grads)  # of these steps, not of later ones
+    found["held"] = held(rank)
     return found
+
+
+def held(rank: Rank) -> dict[str, int]:
+    """Numbers that this process has of weights and moments, and how many there are in all."""
+    state = rank.policy.optimizer.state.values()
+    tensors = {"weights": list(rank.policy.model.parameters()), "moments": [entry["exp_avg"] for entry in state]}
+    own = {what: sum(getattr(t, "_local_tensor", t).numel() for t in some) for what, some in tensors.items()}
+    return own | {f"{what} in all": sum(t.numel() for t in some) for what, some in tensors.items()}
 
 
 def spoilt(rank: Rank, config: Config) -> dict[str, Any]:
     """A loss that is no number on one learner."""
-    given = lesson(config)
+    given = lesson(rank, config)
     before = rank.weights()
     update = rank.learn(replace(given, advantages=(math.nan, *given.advantages[1:])), 1)
     after = rank.weights()
@@ -150,7 +176,7 @@ GONE_ON = {
 
 def go_on(one: Rank, config: Config) -> tuple[dict[str, float], dict[str, Tensor], list[Tensor]]:
     """The third step, and what there is then."""
-    given = lesson(config, 3)
+    given = lesson(one, config, 3)
     update = one.learn(given, 3)
     one.advance(3)
     of = "reference" if config.needs_reference else "policy"

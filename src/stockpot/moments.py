@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,26 @@ def reader(path: Path) -> Any:
     return made
 
 
+def known(source: Any, path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every tensor that is not one number; an error where a piece is missing, and noise would be."""
+    found = {}
+    for name, entry in source.read_metadata().state_dict_metadata.items():
+        if sum(chunk.sizes.numel() for chunk in entry.chunks) != entry.size.numel():
+            raise StockpotError(f"a piece of {name} is missing in {pieces(path)}: take an earlier checkpoint.")
+        if entry.size:
+            found[name] = (tuple(entry.size), entry.properties.dtype)
+    return found
+
+
 def joined(path: Path) -> dict[str, Tensor]:
     """Pieces put together."""
     from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
     source = reader(path)
-    known = source.read_metadata().state_dict_metadata
-    whole = {n: torch.empty(tuple(e.size), dtype=e.properties.dtype) for n, e in known.items() if e.size}
-    dcp_load(whole, storage_reader=source, no_dist=True)
+    whole = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in known(source, path).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of doing what it is asked to: to load in one process
+        dcp_load(whole, storage_reader=source, no_dist=True)
     return whole
 
 

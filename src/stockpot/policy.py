@@ -277,8 +277,8 @@ class Policy:
         counts = {name: int(stored.pop(name, 0)) for name in COUNTS}
         state = moments.sorted_out(stored, moments.trained(self.model), folder / OPTIMIZER)
         reference = None
-        if (folder / REFERENCE).exists():
-            reference = lora.twin(self.model) if self.group.world == 1 else self.reference
+        if (folder / REFERENCE).exists() and (self.group.world == 1 or self.reference is not None):
+            reference = lora.twin(self.model) if self.group.world == 1 else self.reference  # a group's is there
             moments.copy_into(list(reference.named_parameters()), moments.read(folder / REFERENCE), folder / REFERENCE)
         if self.critic is not None:
             self.critic.restore(folder)

@@ -118,6 +118,7 @@ class Sharded(Group):
         self.mesh = init_device_mesh(device.type, (world,))
 
     def settle(self, model: Any) -> None:
+        """Deal out the layers, and the rest with the root; the model is entered by the root from now on."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         half = self.learner.mixed(self.device.type)
@@ -158,6 +159,7 @@ class Copied(Group):
         self.wrapper: Any = None
 
     def settle(self, model: Any) -> None:
+        """Bring the model to the device; where it learns, enter it by way of DDP from now on."""
         from torch.nn.parallel import DistributedDataParallel
 
         model.to(self.device)

@@ -76,9 +76,7 @@ def _read(path: Path, into: dict[str, Any]) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
     reader = moments.reader(path)
-    known = {
-        name: tuple(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items() if entry.size
-    }
+    known = {name: size for name, (size, _) in moments.known(reader, path).items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in into.items()}
     if known != wanted:
         wrong = sorted(name for name in known.keys() | wanted.keys() if known.get(name) != wanted.get(name))
