@@ -72,7 +72,8 @@ def test_one_sampler_and_one_learner_make_the_run_of_the_local_engine(
     run = spread(tmp_path / "run", "--reward-workers", 1)
     assert_same_bits(finished, run)
     assert any(span.kind == "prefix" for rollout in rollouts(run, 5) for span in rollout.spans)
-    last = timings(run)[-1]
+    last, page = timings(run)[-1], (TINY.parents[1] / "docs" / "metrics.md").read_text()
+    assert not [name for name in last if f"`{name}`" not in page and name != "step"], "explain it in docs/metrics.md"
     assert last["requests/asked"] == last["requests/finished"] == 6 * 16 + 3 * 32
     assert (last["requests/in_flight"], last["trained_age/max"]) == (0, 0)
 
@@ -91,6 +92,23 @@ def test_snapshots_and_late_weights_write_as_they_do_locally(cluster: object, st
     trained("--out", tmp_path / "run", *words)
     assert_same_bits(tmp_path / "run", spread(tmp_path / "ray" / "run", *words))
     assert any(r.prefix_length for r in rollouts(tmp_path / "run", 4)), "nothing was tested"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--learner.lora.rank", 4, "--select.refill", 1, "--select.size", 2],
+        ["--algorithm", "ppo", "--updates-per-step", 2],
+        ["--algorithm", "spo", "--algorithm.q0", "reference", "--algorithm.samples", 2, "--kl.reference", "frozen"],
+    ],
+    ids=lambda words: str(words[1]),
+)
+def test_whatever_learns_learns_the_same(
+    cluster: object, started: str, tmp_path: Path, words: Sequence[object]
+) -> None:
+    """An adapter, a critic, a reference that is asked before training; parts of groups, further rounds."""
+    trained("--out", tmp_path / "run", *words, "--model", started, "--steps", 3)
+    assert_same_bits(tmp_path / "run", spread(tmp_path / "ray" / "run", *words, "--model", started, "--steps", 3))
 
 
 def test_late_weights_let_samplers_run_on_without_changing_anything(

@@ -87,6 +87,17 @@ class Crew:
         """Whether all of them are there."""
         return all(member.waking is None for member in self.members)
 
+    def look(self) -> list[int]:
+        """The processes of those who are awake; one that died while it had nothing to do is noticed now."""
+        found = []
+        for member in self.members:
+            if member.waking is None:
+                process = int(fetch(member.actor.hello.options(max_task_retries=TRIES).remote())["pid"])
+                self.deaths += process != member.process
+                member.process = process
+                found.append(process)
+        return found
+
     def feed(self) -> None:
         """Give tasks to those who are free, the idlest first."""
         while self.waiting:

@@ -202,7 +202,7 @@ class RayEngine(Engine):
         """The numbers of the processes at work, each on its machine: for whoever wants to watch them, or end one."""
         found = {"learner": list(self.learners.processes)}
         for name, team in (("sampler", self.samplers), ("reward worker", self.judges)):
-            found[name] = [member.process for member in team.members if member.waking is None]
+            found[name] = team.look()
         found["history"] = [] if self.store is None else [fetch(self.store.hello.remote())["pid"]]
         return found
 
