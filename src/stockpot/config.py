@@ -124,6 +124,17 @@ class Config:
     the configuration, because sums come out in another order with another number."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model lives; auto takes the best there is."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the work is done: local is this process; ray spreads it over processes and machines, and restarts them."""
+    learners: int = 1
+    """Processes that learn together. More than one, and what follows, with --engine ray."""
+    samplers: int = 1
+    """Processes that write rollouts."""
+    reward_workers: int = 0
+    """Processes that judge rollouts; 0: they are judged where the loop runs."""
+    ahead: int = 0
+    """Steps that samplers may be ahead of the learner: no token is older than that when it is first trained on (with
+    refresh_every above 1: than it says). 0: they wait for each other."""
     loggers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
 
@@ -139,11 +150,14 @@ class Config:
             "checkpoint_every",
             "keep_checkpoints",
             "threads",
+            "learners",
+            "samplers",
         ):
             if getattr(self, name) < 1:
                 raise StockpotError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.steps < 0:
-            raise StockpotError(f"steps must be 0 or more, not {self.steps}.")
+        for name in ("steps", "reward_workers", "ahead"):
+            if getattr(self, name) < 0:
+                raise StockpotError(f"{name} must be 0 or more, not {getattr(self, name)}.")
         if self.group_size < 2 and isinstance(self.algorithm, (GRPO, RLOO, M2PO, TOPR, LUFFY, ExGRPO)):
             raise StockpotError(
                 f"{type(self.algorithm).__name__} compares the rollouts of a group: group_size must be at least 2 "
@@ -233,6 +247,15 @@ class Config:
     def writer(self, now: int) -> int:
         """The version that writes at step `now`."""
         return now - now % self.refresh_every
+
+    def begins(self, now: int) -> range:
+        """Steps whose rollouts may be begun at step `now`: with late weights, those that the same version writes."""
+        last = (
+            now + self.ahead
+            if self.refresh_every == 1
+            else min(now + self.ahead, self.writer(now + self.refresh_every) - 1)
+        )
+        return range(now, min(last + 1, self.steps))
 
 
 def to_json(value: Any) -> Any:

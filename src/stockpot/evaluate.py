@@ -9,7 +9,7 @@ from typing import Any
 from stockpot.config import Evaluation
 from stockpot.engines.base import Engine
 from stockpot.passk import Estimate, bootstrap, mean_pass_at_k
-from stockpot.rewards.score import RewardFunction, score
+from stockpot.rewards.score import RewardFunction
 from stockpot.tasks.base import Task
 from stockpot.types import Prompt, Request, Rollout
 
@@ -70,7 +70,7 @@ def evaluate(
         for i, prompt in enumerate(prompts)
         for j in range(how.samples)
     ]
-    rollouts, unjudged = score(engine.sample(requests, seed), reward, engine.tokenizer)
+    rollouts, unjudged = engine.judge(engine.sample(requests, seed), reward)
     counts = [(how.samples, c) for c in correct(rollouts, how.samples)]
     lengths = [len(r) for r in rollouts]
     surprise = [-sum(r.spans[-1].log_probs or [0.0]) for r in rollouts]

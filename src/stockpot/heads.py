@@ -38,6 +38,26 @@ class Heads:
     repeated: int | None = None
     """Rollouts from a file that stand twice in their group; None without a file."""
 
+    @property
+    def whole(self) -> dict[int, Rollout]:
+        """The rollouts taken whole."""
+        return {slot: head for slot, head in self.by_slot.items() if head.reward is not None}
+
+    def requests(self, config: Config, turn: int = 0) -> list[Request]:
+        """What is left to write, slot by slot; `turn` counts the rounds of a step that asks again."""
+        size, whole = config.group_size, self.whole
+        return [
+            Request(
+                self.asked[slot // size],
+                key=turn * config.prompts_per_step * size + slot,
+                prefix=self.by_slot[slot].spans if slot in self.by_slot else (),
+                sampling=config.sampling,
+                max_tokens=config.max_tokens,
+            )
+            for slot in range(len(self.asked) * size)
+            if slot not in whole
+        ]
+
     def metrics(self) -> dict[str, float]:
         """What falls short is counted; `docs/metrics.md` explains each figure."""
         missing = {"prefix/missing": float(self.wanted - len(self.by_slot))}

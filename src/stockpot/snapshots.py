@@ -39,7 +39,10 @@ class Snapshots:
     @torch.no_grad()
     def take(self, version: int, model: Any) -> None:
         """Remember the model as it is now; the oldest beyond the number kept is forgotten."""
-        weights = {name: parameter.detach().cpu().clone() for name, parameter in moving(model)}
+        self.put(version, {name: parameter.detach().cpu().clone() for name, parameter in moving(model)})
+
+    def put(self, version: int, weights: dict[str, Tensor]) -> None:
+        """Remember these weights, which nobody may change afterwards."""
         self._held[version] = weights if self.folder is None else self._write(weights, self.folder, version)
         for old in self.versions[: -self.keep]:
             gone = self._held.pop(old)
@@ -54,8 +57,7 @@ class Snapshots:
     @torch.no_grad()
     def load(self, version: int, model: Any) -> None:
         """Give `model` the weights of that version."""
-        weights = self.weights(version)
-        own = dict(moving(model))
+        weights, own = self.weights(version), dict(moving(model))
         if {name: tensor.shape for name, tensor in weights.items()} != {n: p.shape for n, p in own.items()}:
             raise StockpotError(f"the snapshot of version {version} is of another model: resume the run it belongs to.")
         for name, parameter in own.items():

@@ -9,29 +9,30 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from stockpot import checkpoints, console, prompts, sandbox
 from stockpot.algorithms.base import ActorCritic
+from stockpot.checkpoints import Checkpoint
+from stockpot.clock import Clock
 from stockpot.config import Config, to_json
 from stockpot.diagnostics import average, describe
-from stockpot.engines.base import Engine, Lesson
-from stockpot.engines.local import LocalEngine
+from stockpot.engines import make
+from stockpot.engines.base import Engine, Lesson, Lost
 from stockpot.evaluate import Result, evaluate, observe
-from stockpot.heads import Beginner
+from stockpot.heads import Beginner, Heads
 from stockpot.history import History
 from stockpot.judged import credit, judged
 from stockpot.models import vocabulary_of
 from stockpot.record import Run
-from stockpot.rewards.score import score
 from stockpot.seeds import derive
 from stockpot.selection import flat
 from stockpot.soft import Soft
 from stockpot.start import prepare
-from stockpot.types import Group, Prompt, Request
+from stockpot.types import Group
 from stockpot.written import Written, group
 
 
@@ -39,27 +40,17 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> Run:
     """Run `config` in `folder` from the start, or from the newest whole checkpoint, to its last step."""
     torch.set_num_threads(config.threads)
     run = Run.open(folder, config.loggers) if resume else Run.create(folder, to_json(config), config.loggers)
-    with run.untouched():
-        origin = prepare(config, folder / "start")
-        last = checkpoints.latest(run.checkpoints, console.tell)
-        begin = 0 if last is None else last.step
-        weights = str(last.folder) if last else origin
-        engine = LocalEngine(config, run.name, weights, origin, begin, run.folder / "snapshots")
-        loop = Loop(config, engine, run)
-    checkpoints.rewind(run.checkpoints, begin)
-    with History.open(run.history, run=run.name, vocabulary=vocabulary_of(engine.tokenizer)) as history:
-        history.truncate(begin)
-        run.rewind(begin if last else -1)
-        loop.soft.prepare(begin)
-        if last is None:
-            loop.measure(0, {}, {})
-            if config.steps and loop.beginner.never():
-                console.tell(f"no rollout of its {config.steps} steps will get a prefix: see prefixes.min_age, warmup")
-        with console.bar("training", config.steps, done=begin) as bar:
-            for now in range(begin, config.steps):
-                metrics, timings = loop.step(now, history)
-                shown = loop.measure(now + 1, metrics, timings)
-                bar.advance(1, **shown)
+    with ExitStack() as stack:
+        with run.untouched():
+            make.ready(config)
+            origin = prepare(config, folder / "start")
+            last = checkpoints.latest(run.checkpoints, console.tell)
+            engine = make.engine(config, run.name, origin, last, run.folder / "snapshots")
+            stack.callback(engine.close)
+            loop = Loop(config, engine, run)
+        while not loop.run_from(last):
+            last = checkpoints.latest(run.checkpoints, console.tell)
+            engine.restart(str(last.folder) if last else origin, last.step if last else 0)
     return run
 
 
@@ -74,18 +65,48 @@ class Loop:
         self.beginner = Beginner(config, engine, self.train_prompts)
         self.soft = Soft(config, engine, run.folder, self.beginner.pool)
         self.last_score: dict[str, float] = {}
+        self.begun: dict[int, Heads] = {}
+        """Steps whose rollouts the engine may be writing already."""
+
+    def run_from(self, last: Checkpoint | None) -> bool:
+        """From that checkpoint, or the start, to the last step; False where the engine lost the policy on the way."""
+        config, engine, run, begin = self.config, self.engine, self.run, last.step if last else 0
+        self.begun.clear()
+        checkpoints.rewind(run.checkpoints, begin)
+        try:
+            with engine.history(run.history, run.name, vocabulary_of(engine.tokenizer)) as history:
+                history.truncate(begin)
+                run.rewind(begin if last else -1)
+                self.soft.prepare(begin)
+                if last is None:
+                    self.measure(0, {}, {})
+                    if config.steps and self.beginner.never():
+                        steps = f"{config.steps} steps"
+                        console.tell(f"no rollout of its {steps} will get a prefix: see prefixes.min_age, warmup")
+                with console.bar("training", config.steps, done=begin) as bar:
+                    for now in range(begin, config.steps):
+                        metrics, timings = self.step(now, history)
+                        bar.advance(1, **self.measure(now + 1, metrics, timings))
+        except Lost as lost:
+            console.tell(f"{lost}")
+            return False
+        return True
 
     def step(self, now: int, history: History) -> tuple[dict[str, float], dict[str, float]]:
         """Once along the arrow. `now` is the version of the policy that writes; returns metrics and seconds."""
         config, clock, worked = self.config, Clock(), time.process_time()
-        asked = prompts.pick(self.beginner.pool, now, config.prompts_per_step, config.seed)
-        written = self.write(asked, now, history, clock)
-        batch = config.select.batch(written.groups, len(asked))
+        for later in config.begins(now):
+            if later not in self.begun:
+                self.begun[later] = self.ask(later, history, clock)
+        written = self.write(self.begun.pop(now), now, clock)
+        batch = config.select.batch(written.groups, config.prompts_per_step)
         for turn in range(1, 1 + config.select.refill):
             more = prompts.further(self.beginner.pool, written.asked, now, sum(map(flat, batch)), config.seed)
             if more:
-                written += self.write(more, now, history, clock, turn)
-                batch = config.select.batch(written.groups, len(asked))
+                with clock("prefix"):
+                    heads = self.beginner.begin(more, now, history, turn)
+                written += self.write(heads, now, clock, turn)
+                batch = config.select.batch(written.groups, config.prompts_per_step)
         with clock("advantage"):
             lessons = list(self.lessons(batch, now, history))
         with clock("update"):
@@ -103,36 +124,32 @@ class Loop:
         metrics["rollout/decoded"] = written.decoded + written.counts["prefix/decoded"]
         metrics["skipped_steps"] = updates[-1].metrics["skipped_steps"]  # a count so far: no mean of it
         rate = written.decoded / clock.seconds["continuation"]
-        return metrics, clock.seconds | {"cpu": time.process_time() - worked, "decoded_per_second": rate}
+        timings = clock.seconds | {"cpu": time.process_time() - worked, "decoded_per_second": rate}
+        return metrics, timings | self.engine.figures()
 
-    def write(self, asked: list[Prompt], now: int, history: History, clock: Clock, turn: int = 0) -> Written:
-        """Prompt -> prefix -> continuation -> reward; `turn` counts the rounds of a step that asks again."""
-        config, size = self.config, self.config.group_size
+    def ask(self, step: int, history: History, clock: Clock) -> Heads:
+        """The prompts of a step and what its rollouts begin with; the engine may begin to write the rest."""
+        config = self.config
         with clock("prefix"):
-            heads = self.beginner.begin(asked, now, history, turn)
-            asked, begun = heads.asked, heads.by_slot
-            whole = {slot: head for slot, head in begun.items() if head.reward is not None}
+            asked = prompts.pick(self.beginner.pool, step, config.prompts_per_step, config.seed)
+            heads = self.beginner.begin(asked, step, history)
+            self.engine.begin(heads.requests(config), derive(config.seed, "continuation", step), step)
+        return heads
+
+    def write(self, heads: Heads, now: int, clock: Clock, turn: int = 0) -> Written:
+        """Prefix -> continuation -> reward; `turn` counts the rounds of a step that asks again."""
+        config, asked, whole = self.config, heads.asked, heads.whole
         with clock("continuation"):
-            requests = [
-                Request(
-                    asked[slot // size],
-                    key=turn * config.prompts_per_step * size + slot,
-                    prefix=begun[slot].spans if slot in begun else (),
-                    sampling=config.sampling,
-                    max_tokens=config.max_tokens,
-                )
-                for slot in range(len(asked) * size)
-                if slot not in whole
-            ]
+            requests = heads.requests(config, turn)
             fresh = self.engine.sample(requests, derive(config.seed, "continuation", now), config.writer(now))
         with clock("reward"):
-            fresh, unjudged = score(fresh, config.task.reward, self.engine.tokenizer)
+            fresh, unjudged = self.engine.judge(fresh, config.task.reward)
             noted = observe(fresh, config.task, self.engine.tokenizer, "rollout")
             fresh, penalised = config.penalties(fresh, self.engine.tokenizer, config.max_tokens)
-            new = iter(fresh)
-            rollouts = [whole[slot] if slot in whole else next(new) for slot in range(len(asked) * size)]
+            new, slots = iter(fresh), range(len(asked) * config.group_size)
+            rollouts = [whole[slot] if slot in whole else next(new) for slot in slots]
         counts = {"reward/unjudged": float(unjudged + heads.unjudged), **heads.metrics()}
-        return Written(group(asked, rollouts, size), fresh, counts, penalised | noted)
+        return Written(group(asked, rollouts, config.group_size), fresh, counts, penalised | noted)
 
     def lessons(self, groups: Sequence[Group], now: int, history: History) -> Iterator[Lesson]:
         """Advantages of every group, dealt to the optimiser steps of this step; whole groups to each."""
@@ -180,16 +197,3 @@ class Loop:
             seed=derive(self.config.seed, "evaluation"),
             task=self.config.task,
         )
-
-
-class Clock:
-    """Seconds spent in each part of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start

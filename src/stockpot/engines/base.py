@@ -10,8 +10,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from stockpot.history import History
 from stockpot.policy import Update
-from stockpot.types import Request, Rollout
+from stockpot.rewards.score import RewardFunction, score
+from stockpot.types import Request, Rollout, StockpotError
+
+
+class Lost(StockpotError):
+    """The policy is gone, but not the run: `Engine.restart` with a checkpoint, and go on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,10 @@ class Engine(ABC):
         """Versions before the live one that can still write, oldest first."""
         return ()
 
+    def begin(self, requests: Sequence[Request], seed: int, step: int) -> None:
+        """What `sample` will be asked at that step: an engine that does not wait may begin to write it."""
+        return None
+
     @abstractmethod
     def sample(self, requests: Sequence[Request], seed: int, version: int | None = None) -> list[Rollout]:
         """Continuations by the live policy, or by one of its `past` versions."""
@@ -62,3 +72,23 @@ class Engine(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write weights, optimiser, reference and snapshots into a folder that exists."""
+
+    def judge(self, rollouts: Sequence[Rollout], reward: RewardFunction) -> tuple[list[Rollout], int]:
+        """Rollouts with their rewards, and how many could not be judged."""
+        return score(rollouts, reward, self.tokenizer)
+
+    def history(self, path: Path, run: str, vocabulary: str) -> History:
+        """The run's store, opened."""
+        return History.open(path, run=run, vocabulary=vocabulary)
+
+    def figures(self) -> dict[str, float]:
+        """What there is to tell about the step that ends, for timings.jsonl."""
+        return {}
+
+    def restart(self, weights: str, version: int) -> None:
+        """Take the policy up again from a checkpoint, after `Lost`."""
+        raise NotImplementedError(f"{type(self).__name__} loses no policy")
+
+    def close(self) -> None:
+        """Let go of everything that is outside of this process."""
+        return None

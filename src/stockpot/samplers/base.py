@@ -56,7 +56,7 @@ class ModelSampler(Sampler):
         return context
 
     def rollout(self, request: Request, tokens: Sequence[int], log_probs: Sequence[float]) -> Rollout:
-        """The prefix of the request and the new tokens, signed."""
-        span = Span(self.author, tokens, log_probs, sampling=request.sampling)
-        finish: Finish = "stop" if tokens[-1] in self.stop_tokens else "length"
-        return Rollout(request.prompt, (*request.prefix, span), finish=finish)
+        """The prefix of the request and the new tokens, if there are any, signed."""
+        new = (Span(self.author, tokens, log_probs, sampling=request.sampling),) if tokens else ()
+        finish: Finish = "stop" if tokens and tokens[-1] in self.stop_tokens else "length"
+        return Rollout(request.prompt, (*request.prefix, *new), finish=finish)

@@ -22,13 +22,15 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stockpot.lora import moving
 from stockpot.samplers.base import ModelSampler
 from stockpot.samplers.cache import RowCache, attention_layers, ready
 from stockpot.samplers.draw import choose, mix, signed, uniform
@@ -64,13 +66,22 @@ class TorchSampler(ModelSampler):
         if max_rows < 1:
             raise StockpotError(f"max_rows must be 1 or more, not {max_rows}.")
 
-    @torch.inference_mode()
     def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
         """Decode all requests; rollouts come back in their order."""
+        return [rollout for rollout, _ in self.stretch(requests, seed)]
+
+    @torch.inference_mode()
+    def stretch(
+        self, requests: Sequence[Request], seed: int, until: Callable[[], bool] | None = None, again: bool = False
+    ) -> list[tuple[Rollout, bool]]:
+        """Decode until all are done or `until`, asked after every token, says stop: rollouts, and whether each is done.
+
+        `again`: the requests continue what a stretch left, so that their prefixes are best read in one pass.
+        """
         if not requests:
             return []
         contexts = [self.context(request) for request in requests]
-        along = len(requests) <= self.max_rows
+        along = len(requests) <= self.max_rows and not again
         if along:
             contexts = [context[: len(r.prompt.tokens)] for r, context in zip(requests, contexts, strict=True)]
         with ready(self.model, self._config):
@@ -78,9 +89,24 @@ class TorchSampler(ModelSampler):
             rows.turnover()
             while rows.count:
                 rows.step()
+                if until is not None and until():
+                    break
                 if rows.steps % rows.lag == 0:
                     rows.turnover()
-        return [self.rollout(*item) for item in zip(requests, *rows.drawn(), strict=True)]
+        made = [self.rollout(*item) for item in zip(requests, *rows.drawn(), strict=True)]
+        return [(rollout, over(rollout, request)) for rollout, request in zip(made, requests, strict=True)]
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], version: int | None) -> None:
+        """Take these weights, by the model's own names (an adapter's where it has one), and sign as this version."""
+        for name, parameter in moving(self.model):
+            parameter.copy_(weights[name])
+        self.author = replace(self.author, version=version)
+
+
+def over(rollout: Rollout, request: Request) -> bool:
+    """Whether a response is whole: it has stopped, or is out of room."""
+    return rollout.finish == "stop" or len(rollout) >= request.max_tokens
 
 
 class _Rows:
@@ -245,6 +271,6 @@ class _Rows:
         if not log_probs.isfinite().all():
             raise StockpotError("the model's logits are not finite: its weights hold NaN or infinity.")
         order = request.argsort(stable=True)
-        sizes = request.bincount().tolist()
+        sizes = request.bincount(minlength=self.fields.shape[1]).tolist()
         cut = [torch.split(values[order], sizes) for values in (tokens, log_probs)]
         return [part.tolist() for part in cut[0]], [part.tolist() for part in cut[1]]

@@ -3,7 +3,7 @@
 from stockpot.sandbox.guest.plain import Opaque
 from stockpot.sandbox.jobs import Calls, Job, Limits, Outcome, Program, Tests, Value, same
 from stockpot.sandbox.levels import Level
-from stockpot.sandbox.pool import Sandbox, in_force, shared
+from stockpot.sandbox.pool import Sandbox, heard, in_force, shared
 
 __all__ = [
     "Calls",
@@ -16,6 +16,7 @@ __all__ = [
     "Sandbox",
     "Tests",
     "Value",
+    "heard",
     "in_force",
     "same",
     "shared",

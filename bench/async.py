@@ -1,0 +1,138 @@
+"""What does it bring that samplers and learner do not wait for each other? Samples a second, and time to a reward.
+
+    python bench/async.py --model FOLDER          # a taught countdown model; without it one is taught (two minutes)
+    python bench/async.py --rounds 5 --steps 60 --reward 0.4
+
+One learner and one sampler, a process and a thread each, under the Ray engine. Three ways take turns, round by round,
+so that whatever else the machine does falls on all of them alike: synchronous; asynchronous, the sampler up to two
+steps ahead and its weights swapped in mid-flight; SPO with weights that are handed over every ten steps, in between
+which the sampler writes on. Start-up is not counted: the clock runs from the first step to the end of the last.
+
+Prints medians over rounds, and ratios to the synchronous run of the same round. The time to a reward is that of
+the first step at which the mean reward of the last five reached it; a run that never did is counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from stockpot.algorithms import GRPO, SPO
+from stockpot.config import Config, Evaluation
+from stockpot.prefixes import NoPrefixes
+from stockpot.record import commit
+from stockpot.start import teach
+from stockpot.tasks import Countdown
+from stockpot.train import Loop, train
+
+MODES: dict[str, dict[str, Any]] = {
+    "synchronous": {"algorithm": GRPO()},
+    "asynchronous, ahead 2": {"algorithm": GRPO(), "ahead": 2},
+    "SPO, refresh 10": {"algorithm": SPO(q0="online"), "refresh_every": 10, "ahead": 9},
+}
+SMOOTH = 5
+
+
+@contextmanager
+def clocked(marks: list[tuple[float, float]]) -> Iterator[None]:
+    """Note when each step ended, and its mean reward; the first mark is the beginning of the first step."""
+    real = Loop.step
+
+    def step(loop: Loop, now: int, history: Any) -> Any:
+        if not marks:
+            marks.append((time.perf_counter(), 0.0))
+        metrics, timings = real(loop, now, history)
+        marks.append((time.perf_counter(), metrics["reward/mean"]))
+        return metrics, timings
+
+    Loop.step = step  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Loop.step = real  # type: ignore[method-assign]
+
+
+def one(config: Config, folder: Path, target: float) -> dict[str, float]:
+    """One run: its figures."""
+    marks: list[tuple[float, float]] = []
+    with clocked(marks):
+        train(config, folder)
+    begun, rewards = marks[0][0], [reward for _, reward in marks[1:]]
+    smooth = [sum(rewards[i - SMOOTH + 1 : i + 1]) / SMOOTH for i in range(SMOOTH - 1, len(rewards))]
+    reached = next((i + SMOOTH for i, mean in enumerate(smooth) if mean >= target), 0)
+    told = [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()][1:]
+    seconds = marks[-1][0] - begun
+    means = {
+        name: sum(line[name] for line in told) / len(told)
+        for name in ("idle/learner", "idle/samplers", "trained_age/mean")
+    }
+    return {
+        "samples/s": config.steps * config.prompts_per_step * config.group_size / seconds,
+        "seconds to reward": marks[reached][0] - begun if reached else float("nan"),
+        "steps to reward": float(reached) if reached else float("nan"),
+        "last reward": smooth[-1],
+        **means,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="a taught countdown model; default: teach one")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=16, help="prompts in a step, of 8 samples each")
+    parser.add_argument("--reward", type=float, default=0.4, help="mean reward of five steps that counts as reached")
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in MODES}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if not options.model:
+            options.model = str(folder / "model")
+            teach(Countdown(), Config().start, Path(options.model), seed=0)
+        quiet = Evaluation(samples=1, prompts=8, every=0)
+        base = Config(model=options.model, prefixes=NoPrefixes(), evaluation=quiet, engine="ray", steps=options.steps)
+        base = replace(base, prompts_per_step=options.prompts, checkpoint_every=options.steps)
+        for turn in range(options.rounds):
+            order = list(MODES)[turn % 3 :] + list(MODES)[: turn % 3]
+            for name in order:
+                run = folder / str(turn) / name.replace(", ", "-").replace(" ", "-")
+                rows[name].append(one(replace(base, seed=turn, **MODES[name]), run, options.reward))
+                print(turn, name, json.dumps(rows[name][-1]), flush=True)
+    show(rows, options)
+    if options.json:
+        options.json.write_text(json.dumps({"commit": commit(), "rounds": rows}, indent=1) + "\n")
+
+
+def show(rows: dict[str, list[dict[str, float]]], options: Any) -> None:
+    """Medians, and ratios to the synchronous run of the same round."""
+    print(f"commit {commit()}: {options.rounds} rounds of {options.steps} steps of {options.prompts} x 8")
+    print("| | samples/s | x | seconds to reward | x | steps | last reward | idle learner, sampler | age |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    base = rows["synchronous"]
+    for name, found in rows.items():
+        reached = [(a, b) for a, b in zip(found, base, strict=True) if a["steps to reward"] == a["steps to reward"]]
+        both = [(a, b) for a, b in reached if b["steps to reward"] == b["steps to reward"]]
+        rate = median(a["samples/s"] / b["samples/s"] for a, b in zip(found, base, strict=True))
+        seconds = f"{median(a['seconds to reward'] for a, _ in reached):.1f}" if reached else "-"
+        faster = f"{median(a['seconds to reward'] / b['seconds to reward'] for a, b in both):.2f}" if both else "-"
+        steps = f"{median(a['steps to reward'] for a, _ in reached):.0f}" if reached else "-"
+        few = f" ({len(reached)} of {len(found)})" if len(reached) < len(found) else ""
+        middle = {key: median(row[key] for row in found) for key in found[0]}
+        print(
+            f"| {name} | {middle['samples/s']:.1f} | {rate:.2f} | {seconds}{few} | {faster} | {steps} "
+            f"| {middle['last reward']:.3f} | {middle['idle/learner']:.2f}, {middle['idle/samplers']:.2f} "
+            f"| {middle['trained_age/mean']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
