@@ -5,7 +5,7 @@ Two workloads of each model: responses of equal length (no stop tokens), and rag
 turns in one process, so that the machine's load weighs on both. Weights are random, the temperature is 1, float32 on
 both sides, vLLM without compilation. A token counts up to and with its stop token.
 
-    .venv-vllm/bin/python bench/vllm.py [--size default|30m] [--repeats N] [--threads 1]
+    .venv-vllm/bin/python bench/vllm.py [--size default|30m] [--repeats N] [--requests N]
 
 Also told: the seconds that a new version's weights take to be sent, and how far the two models are apart on what vLLM
 wrote. The last line has the ratios.
@@ -57,8 +57,8 @@ def requests(vocabulary: int, count: int) -> list[Request]:
     return [Request(Prompt(str(i), text), key=i, max_tokens=NEW) for i, text in enumerate(texts)]
 
 
-def measure(size: str, repeats: int) -> list[str]:
-    model, count = build(size), SIZES[size]
+def measure(size: str, repeats: int, count: int) -> list[str]:
+    model = build(size)
     vocabulary = model.config.vocab_size
     asked, ends = requests(vocabulary, count), list(range(1, 1 + vocabulary // 42))
     with tempfile.TemporaryDirectory() as folder:
@@ -104,11 +104,16 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--requests", type=int, help="instead of 256 (default) and 64 (30m)")
     args = parser.parse_args()
     sys.path.remove(str(Path(__file__).parent))  # where `import vllm` would find this file
     torch.set_num_threads(args.threads)
     sizes = (args.size,) if args.size else tuple(SIZES)
-    print("vllm / torch:", *(line for size in sizes for line in measure(size, args.repeats)), sep="  ")
+    print(
+        "vllm / torch:",
+        *(line for size in sizes for line in measure(size, args.repeats, args.requests or SIZES[size])),
+        sep="  ",
+    )
 
 
 if __name__ == "__main__":
