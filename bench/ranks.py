@@ -5,7 +5,8 @@ the machine's load weighs on all. Of the time two figures are given: by the cloc
 cores to be faster, and the processor's own seconds of the busier process, which other programs cannot take away.
 
 Memory is the most that a process held while it took steps (loading is over then), less what it held before it had a
-model: on a CPU its resident set by the kernel's own mark, on a GPU what PyTorch allocated.
+model: on a CPU its resident set by the kernel's own mark, on a GPU what PyTorch allocated. On a CPU the C library keeps
+what was freed for later, which hides what FSDP gives back; the bench has it give large blocks back at once.
 
     python bench/ranks.py [--size 30m | default] [--turns 3] [--rollouts 16] [--device cpu]
 """
@@ -26,6 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "MALLOC_MMAP_THRESHOLD_" not in os.environ and __name__ == "__main__":  # read when a process starts
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
 
 import torch
 from transformers import AutoModelForCausalLM

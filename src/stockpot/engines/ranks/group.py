@@ -168,7 +168,7 @@ class Copied(Group):
         kind: Any = DistributedDataParallel
         names = signature(kind).parameters
         still = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # its older name
-        wrapper = self.wrapper = kind(Decoder(model), **{still: False})
+        wrapper = self.wrapper = kind(Decoder(model), gradient_as_bucket_view=True, **{still: False})
         setattr(model, scoring.DECODER, lambda **inputs: wrapper(**inputs))
 
     def before(self, last: bool) -> None:
