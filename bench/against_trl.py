@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from stockpot.algorithms import GRPO
-from stockpot.config import Config, Start, to_json
+from stockpot.as_json import to_json
+from stockpot.config import Config, Start
 from stockpot.engines.local import LocalEngine
 from stockpot.history import History
 from stockpot.prefixes import NoPrefixes

@@ -12,9 +12,10 @@ import torch
 
 from runs import snapshot, stockpot
 from stockpot import budgets, checkpoints, pens, shelf
+from stockpot.as_json import from_json
 from stockpot.budgets import Scaling, Setup, Writer, measure
 from stockpot.budgets.thinking import CLOSING, Closing
-from stockpot.config import Config, from_json
+from stockpot.config import Config
 from stockpot.models import load_model
 from stockpot.record import Run
 from stockpot.tasks import Countdown, Dataset

@@ -17,9 +17,10 @@ import torch
 from runs import Told, snapshot, stockpot
 from stockpot import batching, reading
 from stockpot.algorithms import RLOO, Reinforce
+from stockpot.as_json import from_json, to_json
 from stockpot.compare import ON_POLICY, VARIANTS, Sizes, ages, draw
 from stockpot.compare.gradients import Bench, Spread, dot, interval, measure, student, yardstick
-from stockpot.config import Config, from_json, to_json
+from stockpot.config import Config
 from stockpot.engines.local import LocalEngine
 from stockpot.history import History
 from stockpot.models import vocabulary_of

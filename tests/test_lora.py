@@ -21,7 +21,8 @@ from small import save_model
 from stockpot import batching, fused, lora
 from stockpot.algorithms import GRPO, PPO, SPO
 from stockpot.algorithms.base import CriticOptions
-from stockpot.config import Config, from_json
+from stockpot.as_json import from_json
+from stockpot.config import Config
 from stockpot.critic import Critic
 from stockpot.engines.local import LocalEngine
 from stockpot.history import History

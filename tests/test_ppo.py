@@ -22,7 +22,8 @@ from stockpot import batching
 from stockpot.algorithms import GRPO, PPO
 from stockpot.algorithms.base import CriticOptions
 from stockpot.algorithms.ppo import generalised
-from stockpot.config import Config, load_recipe, to_json
+from stockpot.as_json import to_json
+from stockpot.config import Config, load_recipe
 from stockpot.critic import Critic, value_terms
 from stockpot.plan.account import Plan
 from stockpot.policy import Learner, Policy, Update

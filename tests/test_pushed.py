@@ -14,7 +14,8 @@ from torch import Tensor
 
 from runs import assert_same_bits, metrics, stockpot, trained
 from stockpot import lora
-from stockpot.config import Config, from_json, to_json
+from stockpot.as_json import from_json, to_json
+from stockpot.config import Config
 from stockpot.engines import pushed
 from stockpot.lora import LoRA
 from stockpot.models import load_model

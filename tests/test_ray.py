@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_in_the_same_bits(cluster: object, finished: Path, tm
     """Stopped by an error in the reward after four steps, and resumed."""
     recipe = tmp_path / "failing.py"
     recipe.write_text(
-        "import os\nfrom dataclasses import dataclass, replace\nfrom stockpot.config import load_file\n"
+        "import os\nfrom dataclasses import dataclass, replace\nfrom stockpot.as_json import load_file\n"
         f"tiny = load_file({str(TINY)!r})\n"
         "@dataclass(frozen=True)\nclass Failing(tiny.Chatter):\n"
         "    def reward(self, prompts, completions, **columns):\n"

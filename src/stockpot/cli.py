@@ -132,7 +132,8 @@ def plan(words: list[str]) -> None:
 
 def resume(words: list[str]) -> None:
     """`stockpot resume`."""
-    from stockpot.config import Config, from_json
+    from stockpot.as_json import from_json
+    from stockpot.config import Config
     from stockpot.record import Run
     from stockpot.report.summary import finish
     from stockpot.train import train as go
@@ -207,7 +208,7 @@ def compare_losses(words: list[str]) -> None:
 
 def select(words: list[str]) -> None:
     """`stockpot select`."""
-    from stockpot.config import from_json
+    from stockpot.as_json import from_json
     from stockpot.record import Run
     from stockpot.report.select import select as go
     from stockpot.types import StockpotError

@@ -16,7 +16,8 @@ import torch
 
 from stockpot import batching, checkpoints, console, lora
 from stockpot.algorithms import Supervised
-from stockpot.config import Config, to_json
+from stockpot.as_json import to_json
+from stockpot.config import Config
 from stockpot.models import load_model, load_tokenizer, pick_device
 from stockpot.policy import Learner, Policy
 from stockpot.prompts import pick, to_prompt

@@ -16,9 +16,10 @@ import torch
 
 from stockpot import checkpoints, console, prompts, sandbox
 from stockpot.algorithms.base import ActorCritic
+from stockpot.as_json import to_json
 from stockpot.checkpoints import Checkpoint
 from stockpot.clock import Clock
-from stockpot.config import Config, to_json
+from stockpot.config import Config
 from stockpot.diagnostics import average, describe
 from stockpot.engines import make
 from stockpot.engines.base import Engine, Lesson, Lost

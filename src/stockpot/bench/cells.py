@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from stockpot import console
-from stockpot.config import Config, from_json, to_json
+from stockpot.as_json import from_json, to_json
+from stockpot.config import Config
 from stockpot.prefixes import Offline
 from stockpot.record import Run, commit, write_whole
 from stockpot.start import prepare

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from stockpot import checkpoints, ops
+from stockpot.as_json import from_json
 from stockpot.bench.cells import Cell, quietly
 from stockpot.bench.tables import table, verdict
-from stockpot.config import Config, from_json
+from stockpot.config import Config
 from stockpot.engines.local import LocalEngine
 from stockpot.passk import over_seeds
 from stockpot.prompts import load_prompts

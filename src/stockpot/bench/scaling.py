@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from stockpot.as_json import from_json
 from stockpot.bench.cells import Cell, quietly
 from stockpot.bench.distance import keep
 from stockpot.bench.tables import table, verdict
 from stockpot.budgets import How, Setup, Writer, measure
-from stockpot.config import Config, from_json
+from stockpot.config import Config
 from stockpot.passk import over_seeds
 from stockpot.record import Run
 from stockpot.report.budget import chosen

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from stockpot import checkpoints
+from stockpot.as_json import from_json
 from stockpot.budgets import HOWS, Curve, How, Scaling, Setup, Writer, measure
-from stockpot.config import Config, from_json
+from stockpot.config import Config
 from stockpot.options import Budget
 from stockpot.record import Run, write_whole
 from stockpot.report.rollouts import origin

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from stockpot import console, prompts
 from stockpot.algorithms import Algorithm
+from stockpot.as_json import from_json
 from stockpot.checkpoints import find
 from stockpot.compare import ON_POLICY, Comparison, Sizes, ages, choose, compare, draw
-from stockpot.config import from_json
 from stockpot.engines.local import LocalEngine
 from stockpot.history import History
 from stockpot.models import load_tokenizer, vocabulary_of

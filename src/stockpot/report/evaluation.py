@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from stockpot import checkpoints, console, prompts
-from stockpot.config import Config, Evaluation, from_json
+from stockpot.as_json import from_json
+from stockpot.config import Config, Evaluation
 from stockpot.engines.local import LocalEngine
 from stockpot.evaluate import Result
 from stockpot.evaluate import evaluate as measure

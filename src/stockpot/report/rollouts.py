@@ -12,7 +12,8 @@ from rich.text import Text
 
 from stockpot.algorithms import SPO
 from stockpot.algorithms.spo import path
-from stockpot.config import Config, from_json
+from stockpot.as_json import from_json
+from stockpot.config import Config
 from stockpot.history import History, fingerprint
 from stockpot.models import load_tokenizer
 from stockpot.options import Show

@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 
 from stockpot import checkpoints, console, prompts
-from stockpot.config import Config, to_json
+from stockpot.as_json import to_json
+from stockpot.config import Config
 from stockpot.engines.base import Engine
 from stockpot.engines.local import LocalEngine
 from stockpot.evaluate import correct

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from stockpot import checkpoints, console
+from stockpot.as_json import from_json
 from stockpot.checkpoints import Checkpoint
-from stockpot.config import Config, from_json
+from stockpot.config import Config
 from stockpot.evaluate import correct
 from stockpot.models import load_model, load_tokenizer, pick_device, stop_tokens, vocabulary_of
 from stockpot.prefixes import head

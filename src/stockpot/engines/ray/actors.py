@@ -20,7 +20,8 @@ from transformers.utils import logging
 
 from stockpot import sandbox
 from stockpot.algorithms import Reinforce
-from stockpot.config import Config, from_json
+from stockpot.as_json import from_json
+from stockpot.config import Config
 from stockpot.engines.base import Lesson
 from stockpot.engines.local import LocalEngine
 from stockpot.engines.ranks import Rank

@@ -14,7 +14,8 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from stockpot.config import Config, to_json
+from stockpot.as_json import to_json
+from stockpot.config import Config
 from stockpot.engines.base import Lost
 from stockpot.types import StockpotError
 
