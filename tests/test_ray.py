@@ -38,7 +38,7 @@ def cluster() -> Iterator[tuple[str, str]]:
 def spread(out: Path, *words: object) -> Path:
     """A tiny run under Ray; nothing but progress may be said of it."""
     told = trained("--engine", "ray", "--out", out, *words)
-    assert told.complaints == []
+    assert [line for line in told.complaints if not line.startswith("sampling the reference ")] == []
     return out
 
 
@@ -97,7 +97,7 @@ def test_snapshots_and_late_weights_write_as_they_do_locally(cluster: object, st
 @pytest.mark.parametrize(
     "words",
     [
-        ["--learner.lora.rank", 4, "--select.refill", 1, "--select.size", 2],
+        ["--learner.lora.rank", 4, "--select.refill", 1, "--select.size", 2, "--select.how", "random"],
         ["--algorithm", "ppo", "--updates-per-step", 2],
         ["--algorithm", "spo", "--algorithm.q0", "reference", "--algorithm.samples", 2, "--kl.reference", "frozen"],
     ],
@@ -133,8 +133,9 @@ def test_a_resumed_run_ends_in_the_same_bits(cluster: object, finished: Path, tm
         "    def reward(self, prompts, completions, **columns):\n"
         f"        if os.path.exists({str(tmp_path / 'stop')!r}): raise ValueError('enough')\n"
         "        return super().reward(prompts, completions, **columns)\n"
-        "recipe = replace(tiny.recipe, task=Failing(**{k: getattr(tiny.recipe.task, k) for k in "
-        "tiny.recipe.task.__dataclass_fields__}))\n"
+        "task = tiny.recipe.task\n"
+        "given = {k: getattr(task, k) for k, f in task.__dataclass_fields__.items() if f.init}\n"
+        "recipe = replace(tiny.recipe, task=Failing(**given))\n"
     )
     run = tmp_path / "run"
     words = ["train", recipe, "--engine", "ray", "--reward-workers", "1", "--out", run]
