@@ -104,13 +104,15 @@ def live_and_die(lives: Lives, timeout: float) -> list[int]:
 
 
 def arm(dice: random.Random) -> None:
-    """This process will kill itself in one of its next steps, or while it writes what comes after."""
+    """This process will kill itself in one of its next three steps, or while it writes what comes after."""
     from stockpot.train import Loop
 
     real, left = Loop.step, [dice.choice((1, 1, 2, 3))]
 
     def step(loop: Any, now: int, history: Any) -> Any:
         left[0] -= 1
+        if left[0] < 0:  # the timer is later than the step was long
+            os.kill(os.getpid(), signal.SIGKILL)
         if left[0] == 0:
             threading.Timer(dice.random() * 0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
         return real(loop, now, history)

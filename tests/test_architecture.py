@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("alone", "fused", "moments", "sandbox"),
     ("diagnostics", "mismatch"),
     ("algorithms", "regularizers", "prefixes", "batching", "passk", "scoring", "selection", "written"),
-    ("calling", "clock", "ops", "seeds"),
+    ("as_json", "calling", "clock", "ops", "seeds"),
     ("types",),
 )
 """Top to bottom. A room imports from the layers below its own, and from nothing beside it."""
