@@ -47,13 +47,14 @@ def of_actors(kind: str, times: int, folder: Path, words: list[str], dice: rando
 
 def of_runs(times: int, folder: Path, words: list[str], joined: tuple[str, str], seed: int) -> str:
     """One run that dies as a whole, and is resumed."""
-    steps = ["--steps", str(2 * times)]
+    count = 3 * times + 4  # no life gets further than three steps
+    steps = ["--steps", str(count)]
     trained("--out", folder / "calm" / "run", *words, *steps)
     began = time.perf_counter()
     lives = faults.Lives(str(folder / "run"), [str(TINY), "--engine", "ray", *words, *steps], times, *joined, seed=seed)
     codes = faults.live_and_die(lives, timeout=60.0 * times)
     outcome = same(folder / "calm" / "run", folder / "run")
-    return f"{codes.count(-9)} | - | {2 * times} | {time.perf_counter() - began:.0f} | {outcome}"
+    return f"{codes.count(-9)} | - | {count} | {time.perf_counter() - began:.0f} | {outcome}"
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("t1")
     patch = pytest.MonkeyPatch()
     patch.setattr(distance, "PROMPTS", 4)
-    patch.setattr(scaling, "BUDGETS", (4, 16, 32))
+    patch.setattr(scaling, "BUDGETS", (4, 8, 12, 16, 24, 32))
     cells = OneRun().cells("main", {})
     run_study(OneRun(), folder, ("main",), jobs=1)
     for cell in cells:

@@ -22,6 +22,8 @@ from stockpot.types import Author, Sampling
 ROOM = "budgets"
 BUDGETS = (14, 28, 56, 84, 112, 154, 210)
 """An attempt takes 14 tokens."""
+MIDDLE = 4
+"""Which of them is half of the room: what more than that is worth is told apart."""
 HOWS: tuple[How, ...] = get_args(How)
 
 
@@ -60,12 +62,15 @@ def report(found: Mapping[str, Sequence[Mapping[str, Any]]], arm: str, task: str
         first, rows = min(by_step[0]), []
         for step in sorted(by_step[0]):
             some = [curve[step] for curve in by_step]
-            means = [f"{over_seeds([curve[i] for curve in some]).mean:.3f}" for i in range(len(BUDGETS))]
-            gain = over_seeds([curve[-1] - curve[0] for curve in some])
-            more = over_seeds([c[step][-1] - c[step][0] - (c[first][-1] - c[first][0]) for c in by_step])
-            told = ["", ""] if step == first else [f"{more:+}", verdict(more)]
-            rows.append([f"step {step}", *means, f"{gain:+}", *told])
-        head = ["policy", *(f"{budget} tokens" for budget in BUDGETS), "last - first", "more than the start", "steeper"]
+            cells = [f"{over_seeds([curve[i] for curve in some]).mean:.3f}" for i in range(len(BUDGETS))]
+            for low in (0, MIDDLE):
+                cells.append(f"{over_seeds([curve[-1] - curve[low] for curve in some]):+}")
+                more = over_seeds([c[step][-1] - c[step][low] - (c[first][-1] - c[first][low]) for c in by_step])
+                cells.append("" if step == first else f"{more:+} {verdict(more)}")
+            rows.append([f"step {step}", *cells])
+        head = ["policy", *(f"{budget} tokens" for budget in BUDGETS)]
+        for low in (0, MIDDLE):
+            head += [f"from {BUDGETS[low]} to {BUDGETS[-1]}", "more than the start: steeper"]
         tables.append(
             table(f"{task}: accuracy against thinking budget, {how}, means over {len(runs)} seeds", head, rows)
         )
