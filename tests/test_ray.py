@@ -124,7 +124,7 @@ def test_late_weights_let_samplers_run_on_without_changing_anything(
 
 
 def test_a_resumed_run_ends_in_the_same_bits(cluster: object, finished: Path, tmp_path: Path) -> None:
-    """Stopped by an error in the reward after four steps, and resumed."""
+    """Stopped by an error in a reward worker, told in one line, and resumed."""
     recipe = tmp_path / "failing.py"
     recipe.write_text(
         "import os\nfrom dataclasses import dataclass, replace\nfrom stockpot.as_json import load_file\n"
