@@ -28,7 +28,7 @@ from stockpot.types import Sampling
 
 STEPS, EVERY, KEPT = 30, 15, 9
 """Checkpoints at 9, 18, 27 and 30 steps: 30, 60, 90 and 100 % of training."""
-RATES = (1e-4, 2e-4, 4e-4)
+RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 TUNING, SEEDS = 100, (0, 1, 2, 3, 4)
 TASK = "t1"
 TEMPERATURE, LEASH = 1.2, KL(2e-4, estimator="k1", centred=True, reference="ema", rate=0.05, every=5)
