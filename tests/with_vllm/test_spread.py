@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vllm", reason="the vLLM sampler needs the environment of `make vllm`")
-ray = pytest.importorskip("ray")
 
+import ray
 import torch
 from policies import CUT, PLAIN, TIED, distances, made, moved, ragged, send, words
 
@@ -52,8 +52,8 @@ def test_what_is_cut_short_is_the_head_of_the_whole(pair: tuple[Policy, VLLMSamp
     for (part, over), full, request in zip(parts, whole, requests, strict=True):
         assert over == (part.finish == "stop" or len(part) == request.max_tokens)
         assert part.tokens == full.tokens[: len(part)] and part.spans[: len(request.prefix)] == request.prefix
-        given = [list(rollout.spans[-1].log_probs or ()) for rollout in (part, full)]
         if len(part.spans) > len(request.prefix):
+            given = [list(rollout.spans[-1].log_probs or ()) for rollout in (part, full)]
             assert given[0] == pytest.approx(given[1][: len(given[0])], abs=1e-5)
     assert not sampler._llm.llm_engine.has_unfinished_requests()
     assert words(sampler.continue_(requests, seed=5)) == words(whole)
@@ -161,7 +161,7 @@ class Interrupted(SamplerActor):
 
 
 def test_a_sampler_swaps_weights_while_it_writes(started: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The actor itself, in this process: each piece is signed by who wrote it; and vLLM has the only copy of a model."""
+    """The actor itself, in this process: each piece is signed by who wrote it, and no torch model is loaded."""
     policy = Policy(load_model(started, torch.device("cpu")), Learner(), run="run")
     versions = [{name: p.detach().clone() for name, p in lora.moving(policy.model)}]
     for _ in range(2):
