@@ -358,6 +358,13 @@ def test_a_missing_or_failing_ray_is_told_in_one_line(
         assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_vllm_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(make, "find_spec", lambda name: None if name == "vllm" else True)
+    told = stockpot("train", TINY, "--engine", "ray", "--sampler", "vllm", "--out", tmp_path / "run")
+    assert told.code == 2 and "sampler vllm needs vLLM, which is not installed here" in told.err
+    assert told.err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_a_cluster_that_is_too_small_is_told(
     cluster: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: str
 ) -> None:

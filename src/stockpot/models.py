@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import urllib.request
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def load_config(name: str) -> Any:
     return _load(AutoConfig, name)
 
 
+def without_weights(name: str) -> Any:
+    """A model's shape, with its generation config: no numbers are loaded, and it computes nothing."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = load_config(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if not Path(name).exists() or (Path(name) / "generation_config.json").is_file():
+        with suppress(OSError):  # there is none: the model's own defaults
+            model.generation_config = GenerationConfig.from_pretrained(name, local_files_only=_cached_only(name))
+    return model
+
+
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a model folder or hub id, or of a folder that holds nothing else."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -95,8 +109,12 @@ def hub_answers(seconds: float = 3.0) -> bool:
     return True
 
 
+def _cached_only(name: str) -> bool:
+    return not is_folder(name) and not hub_answers()
+
+
 def _load(kind: Any, name: str, **options: Any) -> Any:
-    cached_only = not is_folder(name) and not hub_answers()
+    cached_only = _cached_only(name)
     try:
         return kind.from_pretrained(name, local_files_only=cached_only, **options)
     except Exception as error:  # transformers raises many kinds; all of them mean that there is no model here

@@ -11,6 +11,7 @@ from stockpot.config import Config
 from stockpot.engines.base import Engine
 from stockpot.engines.local import LocalEngine
 from stockpot.prefixes import LiveRule
+from stockpot.samplers.vllm_process import MISSING
 from stockpot.types import StockpotError
 
 
@@ -25,6 +26,8 @@ def ready(config: Config) -> None:
         return
     if find_spec("ray") is None:
         raise StockpotError('--engine ray needs Ray: `pip install "stockpot[ray]"`.')
+    if config.sampler == "vllm" and find_spec("vllm") is None:
+        raise StockpotError(MISSING)
     if not config.ahead:
         return
     if isinstance(config.prefixes, LiveRule):

@@ -1,4 +1,5 @@
-"""vLLM in place of the reference sampler: started at the first request, sent the weights of whoever is to write."""
+"""vLLM in place of the reference sampler: beside a policy, started at the first request and sent the weights of whoever
+is to write; or in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from stockpot import lora
 from stockpot.config import Config
+from stockpot.models import load_tokenizer, stop_tokens, without_weights
 from stockpot.samplers.vllm import VLLMSampler
 from stockpot.types import Author, Request, Rollout
 
@@ -31,16 +33,25 @@ class Pushed:
     ) -> list[Rollout]:
         """Continuations by `author`, whose weights are asked for if vLLM has others."""
         if self.sampler is None:
-            self.sampler = VLLMSampler(
-                self.folder,
-                author=author,
-                stop_tokens=self.stops,
-                max_rows=self.config.decode_rows,
-                options=self.config.vllm,
-                lora=self.config.learner.lora,
-            )
+            self.sampler = _started(self.config, self.folder, author, self.stops)
         if author != self.sent:
             self.sent = None  # should it fail half way
             self.sampler.load(weights(), author.version)
             self.sent = author
         return self.sampler.continue_(requests, seed)
+
+
+def alone(config: Config, run: str, origin: str) -> tuple[VLLMSampler, int]:
+    """A vLLM without a torch model beside it, and the longest sequence that the model reads (0: no limit).
+
+    It has the weights of `origin`, which sign as no version, until others are loaded.
+    """
+    sketch = without_weights(origin)
+    stops = stop_tokens(sketch, load_tokenizer(origin))
+    context = getattr(sketch.config, "max_position_embeddings", 0) or 0
+    return _started(config, origin, Author(run), stops), context
+
+
+def _started(config: Config, folder: str, author: Author, stops: Sequence[int]) -> VLLMSampler:
+    rows, options, adapter = config.decode_rows, config.vllm, config.learner.lora
+    return VLLMSampler(folder, author=author, stop_tokens=stops, max_rows=rows, options=options, lora=adapter)

@@ -1,10 +1,12 @@
-"""What a sampler is: one method. And what all that read a model's tokens have to check and to sign."""
+"""What a sampler is: one method. And what those of a model can do beside it, have to check and to sign."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
 
 from stockpot.types import Author, Finish, Request, Rollout, Span, StockpotError
 
@@ -34,6 +36,23 @@ class ModelSampler(Sampler):
         if not all(0 <= token < vocabulary for token in self.stop_tokens):
             raise StockpotError(f"stop_tokens {sorted(self.stop_tokens)} reach outside the model's vocabulary.")
 
+    @abstractmethod
+    def stretch(
+        self, requests: Sequence[Request], seed: int, until: Callable[[], bool] | None = None, again: bool = False
+    ) -> list[tuple[Rollout, bool]]:
+        """Decode until all are done or `until`, asked after every token, says stop: rollouts, and whether each is done.
+
+        What is not done is as it was then, and is continued as a prefix. `again`: that is what these requests are.
+        """
+
+    @abstractmethod
+    def load(self, weights: Mapping[str, Tensor], version: int | None) -> None:
+        """Take these weights, by the model's own names (an adapter's where it has one), and sign as this version."""
+
+    def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
+        """Decode all requests; rollouts come back in their order."""
+        return [rollout for rollout, _ in self.stretch(requests, seed)]
+
     def context(self, request: Request) -> array[int]:
         """What the model reads before the first new token: the prompt and the prefix, found fit to be continued."""
         context, name = array("i", request.prompt.tokens), f"prompt {request.prompt.key!r}"
@@ -60,3 +79,8 @@ class ModelSampler(Sampler):
         new = (Span(self.author, tokens, log_probs, sampling=request.sampling),) if tokens else ()
         finish: Finish = "stop" if tokens and tokens[-1] in self.stop_tokens else "length"
         return Rollout(request.prompt, (*request.prefix, *new), finish=finish)
+
+
+def over(rollout: Rollout, request: Request) -> bool:
+    """Whether a response is whole: it has stopped, or is out of room."""
+    return rollout.finish == "stop" or len(rollout) >= request.max_tokens

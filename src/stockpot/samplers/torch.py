@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stockpot.lora import moving
-from stockpot.samplers.base import ModelSampler
+from stockpot.samplers.base import ModelSampler, over
 from stockpot.samplers.cache import RowCache, attention_layers, ready
 from stockpot.samplers.draw import choose, mix, signed, uniform
 from stockpot.types import Author, Request, Rollout, Sampling, StockpotError
@@ -66,18 +66,11 @@ class TorchSampler(ModelSampler):
         if max_rows < 1:
             raise StockpotError(f"max_rows must be 1 or more, not {max_rows}.")
 
-    def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
-        """Decode all requests; rollouts come back in their order."""
-        return [rollout for rollout, _ in self.stretch(requests, seed)]
-
     @torch.inference_mode()
     def stretch(
         self, requests: Sequence[Request], seed: int, until: Callable[[], bool] | None = None, again: bool = False
     ) -> list[tuple[Rollout, bool]]:
-        """Decode until all are done or `until`, asked after every token, says stop: rollouts, and whether each is done.
-
-        `again`: the requests continue what a stretch left, so that their prefixes are best read in one pass.
-        """
+        """As every sampler of a model; what is continued `again` has its prefix read in one pass."""
         if not requests:
             return []
         contexts = [self.context(request) for request in requests]
@@ -98,15 +91,10 @@ class TorchSampler(ModelSampler):
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], version: int | None) -> None:
-        """Take these weights, by the model's own names (an adapter's where it has one), and sign as this version."""
+        """Into the model itself."""
         for name, parameter in moving(self.model):
             parameter.copy_(weights[name])
         self.author = replace(self.author, version=version)
-
-
-def over(rollout: Rollout, request: Request) -> bool:
-    """Whether a response is whole: it has stopped, or is out of room."""
-    return rollout.finish == "stop" or len(rollout) >= request.max_tokens
 
 
 class _Rows:

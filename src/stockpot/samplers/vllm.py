@@ -20,7 +20,8 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from stockpot import lora as adapters
 from stockpot.lora import LoRA
-from stockpot.samplers.base import ModelSampler
+from stockpot.samplers.base import ModelSampler, over
 from stockpot.samplers.draw import mix, signed
 from stockpot.samplers.vllm_process import VLLM, environment, model_alone, outline, ready, reload, start
 from stockpot.types import Author, Request, Rollout, Sampling, StockpotError
@@ -143,22 +144,47 @@ class VLLMSampler(ModelSampler):
             self._llm.llm_engine.remove_lora(last.lora_int_id)
             shutil.rmtree(last.lora_path)
 
-    def continue_(self, requests: Sequence[Request], seed: int) -> list[Rollout]:
-        """All requests at once; rollouts come back in their order."""
+    def stretch(
+        self, requests: Sequence[Request], seed: int, until: Callable[[], bool] | None = None, again: bool = False
+    ) -> list[tuple[Rollout, bool]]:
+        """As every sampler of a model; `again` changes nothing, since contexts are always read in one pass.
+
+        What `until` has cut short goes on with other random numbers: vLLM makes them from a seed and the number of
+        tokens drawn with it, and takes up no generator in the middle.
+        """
         self._check_running()
         if not requests:
             return []
         contexts = [self.context(request) for request in requests]
-        draws = [_parameters(request, seed, self.stop_tokens) for request in requests]
-        prompts = [{"prompt_token_ids": context.tolist()} for context in contexts]
+        draws = [_parameters(request, seed, self.stop_tokens, whole=until is None) for request in requests]
         if not self.keep_cache:
             self._forget()
         with environment():
-            answers = self._llm.generate(prompts, draws, use_tqdm=False, lora_request=self._adapter)
-        self.cached_tokens = sum(answer.num_cached_tokens or 0 for answer in answers)
-        return [self._read(*pair) for pair in zip(requests, answers, strict=True)]
+            answers = self._decode(contexts, draws, until)
+        self.cached_tokens = sum(answer.num_cached_tokens or 0 for answer in answers.values())
+        made = [self._read(request, answers.get(str(i))) for i, request in enumerate(requests)]
+        return [(rollout, over(rollout, request)) for rollout, request in zip(made, requests, strict=True)]
+
+    def _decode(
+        self, contexts: Sequence[array[int]], draws: Sequence[Any], until: Callable[[], bool] | None
+    ) -> dict[str, Any]:
+        """The last that vLLM said of each request, by its number; afterwards it is at work on none, come what may."""
+        engine, answers, names = self._llm.llm_engine, dict[str, Any](), [str(i) for i in range(len(contexts))]
+        try:
+            for name, context, draw in zip(names, contexts, draws, strict=True):
+                prompt = {"prompt_token_ids": context.tolist()}
+                engine.add_request(name, prompt, draw, lora_request=self._adapter)
+            while engine.has_unfinished_requests():
+                answers |= {answer.request_id: answer for answer in engine.step()}
+                if until is not None and until():
+                    break
+        finally:
+            engine.abort_request([name for name in names if name not in answers or not answers[name].finished])
+        return answers
 
     def _read(self, request: Request, answer: Any) -> Rollout:
+        if answer is None:  # its first token was not drawn yet
+            return self.rollout(request, [], [])
         (output,) = answer.outputs
         log_probs = output.logprobs.logprobs
         if request.sampling.temperature == 0:  # the distribution sampled from has one token
@@ -170,9 +196,9 @@ class VLLMSampler(ModelSampler):
         return self.rollout(request, list(output.token_ids), log_probs)
 
 
-def _parameters(request: Request, seed: int, stops: frozenset[int]) -> Any:
-    """The request in vLLM's words, or a refusal where there are none."""
-    from vllm import SamplingParams
+def _parameters(request: Request, seed: int, stops: frozenset[int], whole: bool) -> Any:
+    """The request in vLLM's words, or a refusal where there are none; `whole`: it need not tell before the end."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     sampling, done = request.sampling, sum(len(span) for span in request.prefix)
     check(sampling)
@@ -188,6 +214,7 @@ def _parameters(request: Request, seed: int, stops: frozenset[int]) -> Any:
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.CUMULATIVE,
     )
 
 

@@ -19,6 +19,7 @@ BLOCK = 32
 """Tokens in a block of the prefix cache: what is shared is whole blocks. A CPU wants multiples of 32."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
+MISSING = "sampler vllm needs vLLM, which is not installed here: see docs/vllm.md, or take sampler torch."
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over as they lie in memory
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the one whose truncations and random numbers are described above
@@ -55,9 +56,7 @@ def ready() -> None:
         with environment():
             import vllm  # noqa: F401
     except ImportError as error:
-        raise StockpotError(
-            "sampler vllm needs vLLM, which is not installed here: see docs/vllm.md, or take sampler torch."
-        ) from error
+        raise StockpotError(MISSING) from error
 
 
 def outline(model: str) -> tuple[Any, dict[str, tuple[int, ...]]]:

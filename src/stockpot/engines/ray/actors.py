@@ -22,6 +22,7 @@ from stockpot import sandbox
 from stockpot.algorithms import Reinforce
 from stockpot.as_json import from_json
 from stockpot.config import Config
+from stockpot.engines import pushed
 from stockpot.engines.base import Lesson
 from stockpot.engines.local import LocalEngine
 from stockpot.engines.ranks import Rank
@@ -33,6 +34,7 @@ from stockpot.policy import Update
 from stockpot.prefixes import NoPrefixes
 from stockpot.regularizers import KL
 from stockpot.rewards.score import score
+from stockpot.samplers.base import ModelSampler
 from stockpot.selection import Select
 from stockpot.types import Request, Rollout, StockpotError
 
@@ -68,9 +70,13 @@ class SamplerActor(Actor):
         plain = replace(  # the policy alone: no reference, critic or snapshots beside it
             self.config, algorithm=Reinforce(), kl=KL(), prefixes=NoPrefixes(), select=Select(), refresh_every=1
         )
-        engine = LocalEngine(plain, brief.run, brief.origin, brief.origin)
-        assert engine.sampler is not None
-        self.sampler, self.context = engine.sampler, engine.context
+        self.sampler: ModelSampler
+        if plain.sampler == "vllm":  # which has the weights for itself: no second copy in torch
+            self.sampler, self.context = pushed.alone(plain, brief.run, brief.origin)
+        else:
+            engine = LocalEngine(plain, brief.run, brief.origin, brief.origin)
+            assert engine.sampler is not None
+            self.sampler, self.context = engine.sampler, engine.context
         self.stamp: Stamp = (-1, -1)
         self.news: tuple[Stamp, list[Any]] = ((-1, -1), [])
         self.busy = threading.Lock()
