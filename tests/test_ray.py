@@ -127,14 +127,14 @@ def test_a_resumed_run_ends_in_the_same_bits(cluster: object, finished: Path, tm
     """Stopped by an error in a reward worker, told in one line, and resumed."""
     recipe = tmp_path / "failing.py"
     recipe.write_text(
-        "import os\nfrom dataclasses import dataclass, replace\nfrom stockpot.as_json import load_file\n"
+        "import os\nfrom dataclasses import dataclass, fields, replace\nfrom stockpot.as_json import load_file\n"
         f"tiny = load_file({str(TINY)!r})\n"
         "@dataclass(frozen=True)\nclass Failing(tiny.Chatter):\n"
         "    def reward(self, prompts, completions, **columns):\n"
         f"        if os.path.exists({str(tmp_path / 'stop')!r}): raise ValueError('enough')\n"
         "        return super().reward(prompts, completions, **columns)\n"
         "task = tiny.recipe.task\n"
-        "given = {k: getattr(task, k) for k, f in task.__dataclass_fields__.items() if f.init}\n"
+        "given = {f.name: getattr(task, f.name) for f in fields(task) if f.init}\n"
         "recipe = replace(tiny.recipe, task=Failing(**given))\n"
     )
     run = tmp_path / "run"
