@@ -152,16 +152,20 @@ def read(job: Job, told: Mapping[str, Any], verdict: Mapping[str, Any] | None) -
     return outcome
 
 
+OUT_OF_TIME = -24
+"""The exit code of a process that used up its processor time (SIGXCPU)."""
+
+
 def ended(told: Mapping[str, Any]) -> tuple[End, int]:
     """Why a process ended, and its exit code."""
     code = int(told["code"])
-    if told["end"] == "judged":
+    if told["end"] == "judged" and code != OUT_OF_TIME:  # its tests may notice sooner that it is gone
         return "done", 0
     if told["end"] in ("timeout", "output"):
         return told["end"], code
     if code == 120:
         return "lost", code
-    return ("timeout" if code == -24 else "crashed" if code < 0 else "done"), code
+    return ("timeout" if code == OUT_OF_TIME else "crashed" if code < 0 else "done"), code
 
 
 def parsed(line: str) -> dict[str, Any]:
