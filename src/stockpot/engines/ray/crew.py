@@ -92,7 +92,12 @@ class Crew:
         found = []
         for member in self.members:
             if member.waking is None:
-                process = int(fetch(member.actor.hello.options(max_task_retries=TRIES).remote())["pid"])
+                try:
+                    process = int(fetch(member.actor.hello.options(max_task_retries=TRIES).remote())["pid"])
+                except Died:  # again, just now
+                    self.deaths += 1
+                    member.wake()
+                    continue
                 self.deaths += process != member.process
                 member.process = process
                 found.append(process)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from stockpot.engines.ray.actors import HistoryActor, RewardActor, SamplerActor,
 from stockpot.engines.ray.crew import Crew, Office
 from stockpot.engines.ray.learners import Learners
 from stockpot.engines.ray.ledger import Ledger, ages, chunks
-from stockpot.engines.ray.session import Session, fetch, whole_path
+from stockpot.engines.ray.session import Died, Session, fetch, whole_path
 from stockpot.engines.ray.store import RemoteHistory
 from stockpot.engines.ray.weights import pack, unpack
 from stockpot.history import History
@@ -203,7 +204,10 @@ class RayEngine(Engine):
         found = {"learner": list(self.learners.processes)}
         for name, team in (("sampler", self.samplers), ("reward worker", self.judges)):
             found[name] = team.look()
-        found["history"] = [] if self.store is None else [fetch(self.store.hello.remote())["pid"]]
+        found["history"] = []
+        with suppress(*Died):  # it is being started again
+            if self.store is not None:
+                found["history"] = [fetch(self.store.hello.remote())["pid"]]
         return found
 
     def restart(self, weights: str, version: int) -> None:
