@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint env parity vllm vllm-env clean
+.PHONY: demo test lint env faults parity vllm vllm-env clean
 
 demo: .venv/ready
 	$(BIN)/stockpot train
@@ -23,6 +23,10 @@ env: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
 	touch $@
+
+# Processes of Ray runs killed at random moments, twenty times each.
+faults: .venv/ready
+	OMP_NUM_THREADS=1 STOCKPOT_FAULTS=1 $(BIN)/python -m pytest tests/test_ray_faults.py
 
 # Numbers against TRL and verl, in an environment of their own.
 parity: .venv-parity/ready

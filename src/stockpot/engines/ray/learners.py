@@ -16,6 +16,7 @@ from stockpot.types import StockpotError
 
 GRACE = 10.0
 """Seconds that learners may still work after one of them has failed: the others may wait for it for ever."""
+GONE = "a learner died: all of them start again from the last checkpoint"
 LIVES = 40
 """Times that the learners may be lost without the run getting any further."""
 
@@ -94,12 +95,25 @@ class Learners:
                     self.stop()
                     if getattr(error, "actor_init_failed", False):
                         raise StockpotError(f"a learner does not start: {reason(error)}") from error
-                    raise Lost("a learner died: all of them start again from the last checkpoint") from error
+                    raise Lost(GONE) from error
                 except Exception as error:
                     wrong = wrong or error
         if wrong is not None:
+            if self._one_is_gone():  # it had answered before it died; another needed it still
+                self.stop()
+                raise Lost(GONE) from wrong
             raise wrong
         return [answers[call] for call in calls]
+
+    def _one_is_gone(self) -> bool:
+        """Whether a learner is dead; one that does not answer in time is at work."""
+        calls = [actor.hello.remote() for actor in self.actors]
+        for call in ray.wait(calls, num_returns=len(calls), timeout=GRACE)[0]:
+            try:
+                fetch(call)
+            except Died:
+                return True
+        return False
 
     def stop(self) -> None:
         """End them all."""
