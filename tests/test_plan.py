@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
 from dataclasses import replace
@@ -148,6 +149,7 @@ def test_tokens_and_operations_of_a_small_model_by_hand() -> None:
 
 def most(work: Any) -> int:
     """Most bytes of tensors that `work` has alive at one time beyond those before it."""
+    gc.collect()  # what earlier tests left must not be freed in between, and counted off
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as told:
         work()
     events = [e for e in told.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
