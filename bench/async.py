@@ -17,21 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from clocked import clocked
 from stockpot.algorithms import GRPO, SPO
 from stockpot.config import Config, Evaluation
 from stockpot.prefixes import NoPrefixes
 from stockpot.record import commit
 from stockpot.start import teach
 from stockpot.tasks import Countdown
-from stockpot.train import Loop, train
+from stockpot.train import train
 
 MODES: dict[str, dict[str, Any]] = {
     "synchronous": {"algorithm": GRPO()},
@@ -39,25 +37,6 @@ MODES: dict[str, dict[str, Any]] = {
     "SPO, refresh 10": {"algorithm": SPO(q0="online"), "refresh_every": 10, "ahead": 9},
 }
 SMOOTH = 5
-
-
-@contextmanager
-def clocked(marks: list[tuple[float, float]]) -> Iterator[None]:
-    """Note when each step ended, and its mean reward; the first mark is the beginning of the first step."""
-    real = Loop.step
-
-    def step(loop: Loop, now: int, history: Any) -> Any:
-        if not marks:
-            marks.append((time.perf_counter(), 0.0))
-        metrics, timings = real(loop, now, history)
-        marks.append((time.perf_counter(), metrics["reward/mean"]))
-        return metrics, timings
-
-    Loop.step = step  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Loop.step = real  # type: ignore[method-assign]
 
 
 def one(config: Config, folder: Path, target: float) -> dict[str, float]:

@@ -9,10 +9,8 @@
 2. Real steps on countdown (16 prompts x 8, up to 96 tokens, responses end when they like) in each mode, in turns in one
    process. The learning rate is next to nothing, so the policy stays what it is. Two modes are there to be far from 1:
    prefixes of 40 tokens that checkpoints write for every response, and steps in which requests wait for rows.
-3. Two processes, one writes and one learns: weights go over every batch, or every ten. The first is the synchronous
-   mode with samplers and learners apart; the second hardly waits, as an asynchronous one does. Where there is an
-   engine that swaps weights while responses are under way, its steps belong beside these two, against
-   `Fleet.apart(waits=False)`.
+3. Two processes under the Ray engine, a learner and a sampler: in turns; with weights that go over every ten steps,
+   in between which the sampler writes on; and asynchronously, with weights swapped while responses are under way.
 
 Probes and steps are timed by the processor's clock, which on one thread is the wall's on a machine that does nothing
 else; two processes that wait for each other can only be timed by the wall's. The plan is given the lengths that the
@@ -30,16 +28,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
 
+from clocked import clocked
 from stockpot import train
-from stockpot.config import Config
+from stockpot.config import Config, Evaluation
 from stockpot.engines.base import Lesson
 from stockpot.engines.local import LocalEngine
 from stockpot.history import History
@@ -49,7 +46,7 @@ from stockpot.plan.roofline import Sampling as Roofline
 from stockpot.plan.stragglers import Lengths, observed
 from stockpot.policy import Learner
 from stockpot.prefixes import FromCheckpoints, FromHistory, NoPrefixes
-from stockpot.prompts import load_prompts, pick
+from stockpot.prompts import load_prompts
 from stockpot.record import Run, commit
 from stockpot.rewards.score import score
 from stockpot.shapes import Shape, shape_of
@@ -61,8 +58,8 @@ from stockpot.types import Request, Rollout
 TASK = Countdown(train_prompts=64)
 WARM = 8
 """Rounds before the first that counts: by then every prompt has old rollouts, and there are snapshots old enough."""
-BATCHES = 20
-"""Batches of a course of two processes."""
+STEPS = 38
+"""Steps of a run of two processes: three refreshes behind those that warm it up."""
 PARTS = ("prefix", "continuation", "reward", "advantage", "update", "history")
 CLOSE = 0.25
 """How far a predicted ratio may be from the measured one."""
@@ -78,6 +75,12 @@ MODES: dict[str, dict[str, Any]] = {
     "grpo, 32 rows": {"prefixes": NoPrefixes(), "decode_rows": 32},
     "soup from history, 32 rows": {"prefixes": FromHistory(), "decode_rows": 32},
 }
+COURSES: dict[str, dict[str, Any]] = {
+    "in turns": {},
+    "refreshed every 10": {"refresh_every": 10, "ahead": 9},
+    "asynchronous": {"ahead": 2},
+}
+"""What two processes do."""
 
 
 def settings(model: str, **changes: Any) -> Config:
@@ -198,40 +201,21 @@ def compared(measured: float, predicted: float) -> str:
 # --- two processes ----------------------------------------------------------------------------------------------------
 
 
-def writer(pipe: Connection, config: Config, courses: list[int], folder: Path) -> None:
-    """Writes batches; takes new weights before every batch that is a multiple of a course's number."""
-    torch.set_num_threads(1)
-    engine = LocalEngine(config, "bench", config.model, config.model, scratch=folder / "snapshots")
-    prompts = prompts_of(engine, config)
-    for every in courses:
-        for now in range(BATCHES):
-            if now % every == 0:
-                engine.policy.model.load_state_dict(pipe.recv())
-            asked = pick(prompts, now, config.prompts_per_step, 0)
-            slots = range(len(asked) * config.group_size)
-            requests = [Request(asked[i // config.group_size], i, max_tokens=config.max_tokens) for i in slots]
-            pipe.send(engine.sample(requests, now))
-
-
-def two_processes(config: Config, courses: list[int], folder: Path) -> list[float]:
-    """Seconds a batch where this process learns from what another writes, of each course; the first one warms up."""
-    folder.mkdir(parents=True)
-    engine = LocalEngine(config, "bench", config.model, config.model, scratch=folder / "snapshots")
-    mine, theirs = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(target=writer, args=(theirs, config, courses, folder / "w"))
-    process.start()
-    seconds = []
-    for every in courses:
-        begun = time.perf_counter()  # both stand still: the writer waits for weights
-        for now in range(BATCHES):
-            if now % every == 0:
-                mine.send({name: tensor.clone() for name, tensor in engine.policy.model.state_dict().items()})
-            rollouts, _ = score(mine.recv(), TASK.reward, engine.tokenizer)
-            groups = tuple(i // config.group_size for i in range(len(rollouts)))
-            engine.learn(Lesson(tuple(rollouts), (0.1,) * len(rollouts), groups), now)
-        seconds.append((time.perf_counter() - begun) / BATCHES)
-    process.join()
-    return seconds[1:]
+def two_processes(config: Config, folder: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds of a step under Ray by the wall's clock, one learner beside one sampler, of each course in turns."""
+    quiet = Evaluation(samples=1, prompts=8, every=0)
+    config = replace(config, engine="ray", evaluation=quiet, steps=STEPS, checkpoint_every=STEPS)
+    found: dict[str, list[float]] = {name: [] for name in COURSES}
+    for turn in range(repeats):
+        order = list(COURSES.items())
+        turn %= len(order)
+        for name, changes in order[turn:] + order[:turn]:
+            marks: list[tuple[float, float]] = []
+            with clocked(marks):
+                train.train(replace(config, **changes), folder / f"{len(found[name])}-{name.replace(' ', '-')}")
+            found[name].append((marks[-1][0] - marks[WARM][0]) / (STEPS - WARM))
+            print(f"{name:24}{found[name][-1]:7.3f} s a step", flush=True)
+    return found
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -267,12 +251,10 @@ def main() -> None:
         del modes
         assumed = Assumed(round(prompt), round(prompt), spread.mean / configs["grpo"].max_tokens, **found)
         result = one_process(configs, shape, assumed, spread, rows)
-        courses = [1, *(1, 10) * options.repeats]
-        took = two_processes(configs["grpo"], courses, folder / "two") if options.repeats else []
-        pairs = {every: took[i::2] for i, every in enumerate((1, 10))}
+        took = two_processes(configs["grpo"], folder / "two", options.repeats) if options.repeats else {}
     if took:
         both = Fleet(Plan(configs["grpo"], shape, "cpu", assumed), 2, spread)
-        result["two processes"] = apart(both, configs["grpo"], pairs)
+        result["two processes"] = apart(both, configs["grpo"], took)
     if options.json:
         told = {"commit": commit(), "assumed": vars(assumed), "result": result}
         options.json.write_text(json.dumps(told, indent=1) + "\n")
@@ -307,17 +289,21 @@ def one_process(
     return result
 
 
-def apart(both: Fleet, config: Config, pairs: dict[int, list[float]]) -> dict[str, Any]:
+def apart(both: Fleet, config: Config, took: dict[str, list[float]]) -> dict[str, Any]:
     """Print what two processes took; the figures again."""
-    predicted = {
-        every: both.apart("", replace(config, refresh_every=every), 1, 1, waits=True).seconds.step for every in pairs
-    }
-    print("\ntwo processes, seconds a batch by the wall's clock: measured, predicted by the processor's")
-    for every, values in pairs.items():
-        print(f"{f'weights go over every {every}':40}{median(values):7.3f}{predicted[every]:7.3f}")
-    ratio = median(late / each for each, late in zip(pairs[1], pairs[10], strict=True))
-    print(f"{'every 10 to every 1':40}{compared(ratio, predicted[10] / predicted[1])}")
-    return {"seconds": pairs, "predicted": predicted, "x": ratio}
+    predicted = {}
+    for name, changes in COURSES.items():
+        own = replace(config, refresh_every=changes.get("refresh_every", 1))
+        predicted[name] = both.apart("", own, 1, 1, waits=name != "asynchronous").seconds.step
+    print("\ntwo processes, seconds of a step by the wall's clock: measured, predicted by the processor's")
+    for name, values in took.items():
+        print(f"{name:40}{median(values):7.3f}{predicted[name]:7.3f}")
+    result: dict[str, Any] = {"seconds": took, "predicted": predicted, "x": {}}
+    for name in list(took)[1:]:
+        ratio = median(a / b for a, b in zip(took[name], took["in turns"], strict=True))
+        print(f"{name + ' to in turns':40}{compared(ratio, predicted[name] / predicted['in turns'])}")
+        result["x"][name] = ratio
+    return result
 
 
 PROBES = ("peak_tflops", "bandwidth", "step_ms", "reached", "pass_ms", "mfu", "reward_ms")

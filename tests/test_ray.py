@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import warm
+from moments import at_tokens
 from runs import TINY, assert_same_bits, dump, metrics, stockpot, trained
 from stockpot import prompts
 from stockpot.config import Config, load_recipe
@@ -213,7 +214,9 @@ def test_a_stretch_that_is_interrupted_goes_on_as_if_it_had_not(started: str, ro
     left, done, cuts = dict(enumerate(requests)), dict[int, Rollout](), 0
     while left:
         steps = iter(range(5))
-        made = engine.sampler.stretch(list(left.values()), 7, lambda steps=steps: next(steps, None) is None, cuts > 0)
+        made = engine.sampler.stretch(
+            list(left.values()), 7, lambda _, steps=steps: next(steps, None) is None, cuts > 0
+        )
         cuts += 1
         for (key, request), (part, over) in zip(list(left.items()), made, strict=True):
             left[key] = replace(request, prefix=part.spans)
@@ -227,23 +230,6 @@ def test_a_stretch_that_is_interrupted_goes_on_as_if_it_had_not(started: str, ro
         assert given == pytest.approx(list(rollout.spans[0].log_probs or ()), abs=1e-5)
 
 
-class Interrupted(SamplerActor):
-    """Hears of new weights after so many tokens."""
-
-    moments: dict[int, tuple[Any, list[Any]]]
-    looks = 0
-
-    @property
-    def news(self) -> Any:
-        self.looks += 1
-        self.latest = self.moments.get(self.looks, self.latest)
-        return self.latest
-
-    @news.setter
-    def news(self, value: Any) -> None:
-        self.latest = value
-
-
 def test_weights_are_swapped_in_mid_flight(cluster: object, started: str) -> None:
     """Each piece is signed by the version that wrote it, with the log-probs that this version gives it."""
     engine = local(started)
@@ -253,8 +239,8 @@ def test_weights_are_swapped_in_mid_flight(cluster: object, started: str) -> Non
     boxes = [[ray.put(weights.pack(version))] for version in versions]
     config = replace(load_recipe(str(TINY)), model=started, engine="ray", ahead=2)
     brief = session.Brief(session.to_json(config), "run", started, str(Path.cwd()))
-    actor = Interrupted(brief)
-    actor.moments = {8: ((0, 1), boxes[1]), 16: ((0, 2), boxes[2])}
+    actor = SamplerActor(brief)
+    at_tokens(actor, {8: lambda: actor.tell((0, 1), boxes[1]), 16: lambda: actor.tell((0, 2), boxes[2])})
     found, seconds = actor.write(some_requests(engine), 7, (0, 0), boxes[0], True)
     assert seconds > 0
     swapped = 0

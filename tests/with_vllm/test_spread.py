@@ -14,6 +14,7 @@ import ray
 import torch
 from policies import CUT, PLAIN, TIED, distances, made, moved, ragged, send, words
 
+from moments import at_tokens
 from runs import TINY, assert_same_bits, metrics, trained
 from stockpot import lora
 from stockpot.config import load_recipe
@@ -34,7 +35,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def later(count: int) -> Any:
     """Says stop when it has been asked so many times."""
     asked = iter(range(1, count))
-    return lambda: next(asked, None) is None
+    return lambda _: next(asked, None) is None
 
 
 # --- decoding that is cut short -------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def test_what_is_cut_short_is_the_head_of_the_whole(pair: tuple[Policy, VLLMSamp
             assert given[0] == pytest.approx(given[1][: len(given[0])], abs=1e-5)
     assert not sampler._llm.llm_engine.has_unfinished_requests()
     assert words(sampler.continue_(requests, seed=5)) == words(whole)
-    assert [over for _, over in sampler.stretch(requests, 5, lambda: False)] == [True] * 60
+    assert [over for _, over in sampler.stretch(requests, 5, lambda _: False)] == [True] * 60
 
 
 def test_weights_change_under_what_is_being_written(pair: tuple[Policy, VLLMSampler]) -> None:
@@ -82,7 +83,7 @@ def test_an_error_leaves_vllm_at_rest(pair: tuple[Policy, VLLMSampler]) -> None:
     policy, sampler = pair
     send(policy, sampler, 9)
 
-    def fails() -> bool:
+    def fails(_: object) -> bool:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
@@ -143,23 +144,6 @@ def test_samplers_run_ahead(started: str, tmp_path: Path) -> None:
     assert told and all(number <= 1e-4 for number in told)
 
 
-class Interrupted(SamplerActor):
-    """Hears of new weights when it has looked for them so many times."""
-
-    moments: dict[int, tuple[Any, list[Any]]]
-    looks = 0
-
-    @property
-    def news(self) -> Any:
-        self.looks += 1
-        self.latest = self.moments.get(self.looks, self.latest)
-        return self.latest
-
-    @news.setter
-    def news(self, value: Any) -> None:
-        self.latest = value
-
-
 def test_a_sampler_swaps_weights_while_it_writes(started: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The actor itself, in this process: each piece is signed by who wrote it, and no torch model is loaded."""
     policy = Policy(load_model(started, torch.device("cpu")), Learner(), run="run")
@@ -171,9 +155,9 @@ def test_a_sampler_swaps_weights_while_it_writes(started: str, monkeypatch: pyte
     config = replace(
         load_recipe(str(TINY)), model=started, engine="ray", sampler="vllm", ahead=2, vllm=VLLM(memory_gb=0.2)
     )
-    actor = Interrupted(session.Brief(session.to_json(config), "run", started, str(Path.cwd())))
+    actor = SamplerActor(session.Brief(session.to_json(config), "run", started, str(Path.cwd())))
     assert isinstance(actor.sampler, VLLMSampler) and actor.hello()["context"] == 256
-    actor.moments = {8: ((0, 1), [1]), 16: ((0, 2), [2])}
+    at_tokens(actor, {8: lambda: actor.tell((0, 1), [1]), 16: lambda: actor.tell((0, 2), [2])})
     requests = [Request(Prompt(f"p{i}", [5, 9, 11 + i]), key=i, max_tokens=24) for i in range(8)]
     found, _ = actor.write(requests, 7, (0, 0), [0], True)
     assert any([span.author for span in r.spans] == [Author("run", v) for v in (0, 1, 2)] for r in found)

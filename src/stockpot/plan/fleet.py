@@ -19,7 +19,7 @@ from stockpot.plan.base import ENGINE_TOKENS, PASS_MS, STEP_MS, Tokens
 from stockpot.plan.devices import SHEETS, Device, here
 from stockpot.plan.layout import Place
 from stockpot.plan.lengths import mean_prefix, selected, taken_whole
-from stockpot.plan.roofline import Crowd, Learning, Sampling
+from stockpot.plan.roofline import Crowd, Learning, Sampling, seen
 from stockpot.plan.stragglers import Lengths, drawn
 from stockpot.prefixes import FromCheckpoints, FromHistory, LiveRule, NoPrefixes, PrefixRule
 from stockpot.samplers.torch import PREFILL_TOKENS
@@ -195,16 +195,16 @@ class Fleet:
             rows = min(writer.plan.rows, asked)
             mine = [replace(c, count=c.count / samplers) for c in (*work.crowds, *work.heads)]
             busy = wait = engine.steady(mine, rows)
+            read += engine.reading(rows, seen(mine))  # newer weights: what is under way is read again
         learn, talk = self.learning(teacher, learners)
         sync = moved(writer.plan) / self.device.line(n) / config.refresh_every + self.loaded(writer.plan)
-        stages, judging = (wait + read, learn + talk), self.judging(config, n)
-        every = config.refresh_every if waits else math.inf
-        reward = cycle((*stages, judging), every) - cycle(stages, every)
-        step = cycle(stages, every) + reward + sync
-        idle = step - reward - sync - samplers / n * (busy + read) - learners / n * (learn + talk)
+        judging = self.judging(config, n)
+        step = sync + cycle((wait + read, judging + learn + talk), config.refresh_every if waits else math.inf)
         shares = samplers / n, learners / n
+        own = shares[0] * (busy + read), shares[1] * (judging + learn)
+        idle = step - sync - sum(own) - shares[1] * talk
         seconds = Seconds(
-            shares[0] * busy, shares[0] * read, reward, shares[1] * learn, sync + shares[1] * talk, max(0.0, idle)
+            shares[0] * busy, shares[0] * read, shares[1] * judging, shares[1] * learn, sync + shares[1] * talk, idle
         )
         fits = max(writer.needed, teacher.needed) <= self.usable
         return Mode(name, samplers, learners, True, (writer, teacher), plan.tokens(), seconds, fits)

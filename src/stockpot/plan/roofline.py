@@ -83,15 +83,15 @@ class Sampling:
         full = self.steady([Crowd(c.count * queued, c.lengths, c.context) for c in own], rows)
         last = [Crowd(c.count * (1 - queued), c.lengths, c.context) for c in own]
         steps = max(len(crowd.lengths.survival) for crowd in last)
-        places, live, seen = torch.arange(steps).double(), torch.zeros(steps).double(), torch.zeros(steps).double()
+        places, live, context = torch.arange(steps).double(), torch.zeros(steps).double(), torch.zeros(steps).double()
         for crowd in last:
             survival = torch.zeros(steps).double()
             survival[: len(crowd.lengths.survival)] = crowd.lengths.survival
             live += crowd.count * survival
-            seen += crowd.count * survival * (crowd.context + places)
+            context += crowd.count * survival * (crowd.context + places)
         here = alive([(crowd.count, crowd.lengths) for crowd in last], steps)
         anywhere = alive([(crowd.count * samplers, crowd.lengths) for crowd in last], steps)
-        seconds = self.decoding(live / here.clamp(min=1e-300), seen / here.clamp(min=1e-300))
+        seconds = self.decoding(live / here.clamp(min=1e-300), context / here.clamp(min=1e-300))
         return full + float((here * seconds).sum()), full + float((anywhere * seconds).sum())
 
     def steady(self, crowds: list[Crowd], rows: float) -> float:
@@ -99,8 +99,13 @@ class Sampling:
         tokens = sum(crowd.tokens for crowd in crowds)
         if tokens <= 0:
             return 0.0
-        seen = sum(crowd.tokens * (crowd.context + crowd.lengths.span) for crowd in crowds) / tokens
-        return tokens / rows * float(self.decoding(rows, rows * seen))
+        return tokens / rows * float(self.decoding(rows, rows * seen(crowds)))
+
+
+def seen(crowds: list[Crowd]) -> float:
+    """Tokens that stand before a row's next one, in the mean over all rows and times."""
+    tokens = sum(crowd.tokens for crowd in crowds)
+    return sum(c.tokens * (c.context + c.lengths.span) for c in crowds) / tokens if tokens else 0.0
 
 
 @dataclass(frozen=True)

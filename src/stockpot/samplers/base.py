@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
@@ -24,6 +25,16 @@ class Sampler(ABC):
         """One rollout per request: its prefix spans, then one span by the current policy."""
 
 
+class Underway(Protocol):
+    """Requests while they are decoded, by their places among those asked: what `until` is shown."""
+
+    def left(self) -> Sequence[int]:
+        """Those that are not whole yet; on a GPU, asking waits for it."""
+
+    def made(self, places: Sequence[int]) -> list[Rollout]:
+        """What there is of these."""
+
+
 class ModelSampler(Sampler):
     """A sampler of a model with `vocabulary` tokens that reads `limit` of them.
 
@@ -38,11 +49,16 @@ class ModelSampler(Sampler):
 
     @abstractmethod
     def stretch(
-        self, requests: Sequence[Request], seed: int, until: Callable[[], bool] | None = None, again: bool = False
+        self,
+        requests: Sequence[Request],
+        seed: int | Sequence[int],
+        until: Callable[[Underway], bool] | None = None,
+        again: bool = False,
     ) -> list[tuple[Rollout, bool]]:
         """Decode until all are done or `until`, asked after every token, says stop: rollouts, and whether each is done.
 
         What is not done is as it was then, and is continued as a prefix. `again`: that is what these requests are.
+        `seed`: that of the call, or one for each request.
         """
 
     @abstractmethod
@@ -79,6 +95,11 @@ class ModelSampler(Sampler):
         new = (Span(self.author, tokens, log_probs, sampling=request.sampling),) if tokens else ()
         finish: Finish = "stop" if tokens and tokens[-1] in self.stop_tokens else "length"
         return Rollout(request.prompt, (*request.prefix, *new), finish=finish)
+
+
+def seeds_of(seed: int | Sequence[int], count: int) -> Sequence[int]:
+    """One for each request."""
+    return [seed] * count if isinstance(seed, int) else seed
 
 
 def over(rollout: Rollout, request: Request) -> bool:

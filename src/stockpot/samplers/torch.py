@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stockpot.lora import moving
-from stockpot.samplers.base import ModelSampler, over
+from stockpot.samplers.base import ModelSampler, Underway, over, seeds_of
 from stockpot.samplers.cache import RowCache, attention_layers, ready
 from stockpot.samplers.draw import choose, mix, signed, uniform
 from stockpot.types import Author, Request, Rollout, Sampling, StockpotError
@@ -68,7 +68,11 @@ class TorchSampler(ModelSampler):
 
     @torch.inference_mode()
     def stretch(
-        self, requests: Sequence[Request], seed: int, until: Callable[[], bool] | None = None, again: bool = False
+        self,
+        requests: Sequence[Request],
+        seed: int | Sequence[int],
+        until: Callable[[Underway], bool] | None = None,
+        again: bool = False,
     ) -> list[tuple[Rollout, bool]]:
         """As every sampler of a model; what is continued `again` has its prefix read in one pass."""
         if not requests:
@@ -78,15 +82,15 @@ class TorchSampler(ModelSampler):
         if along:
             contexts = [context[: len(r.prompt.tokens)] for r, context in zip(requests, contexts, strict=True)]
         with ready(self.model, self._config):
-            rows = _Rows(self, requests, contexts, seed)
+            rows = _Rows(self, requests, contexts, seeds_of(seed, len(requests)))
             rows.turnover()
             while rows.count:
                 rows.step()
-                if until is not None and until():
+                if until is not None and until(rows):
                     break
                 if rows.steps % rows.lag == 0:
                     rows.turnover()
-        made = [self.rollout(*item) for item in zip(requests, *rows.drawn(), strict=True)]
+        made = rows.made(range(len(requests)))
         return [(rollout, over(rollout, request)) for rollout, request in zip(made, requests, strict=True)]
 
     @torch.no_grad()
@@ -101,9 +105,10 @@ class _Rows:
     """The rows being decoded, the requests that wait for one, and what has been drawn so far."""
 
     def __init__(
-        self, sampler: TorchSampler, requests: Sequence[Request], contexts: list[array[int]], seed: int
+        self, sampler: TorchSampler, requests: Sequence[Request], contexts: list[array[int]], seeds: Sequence[int]
     ) -> None:
-        self.model, self.pad, self.limit, self.contexts = sampler.model, sampler.pad, sampler.limit, contexts
+        self.sampler, self.requests, self.contexts = sampler, requests, contexts
+        self.model, self.pad, self.limit = sampler.model, sampler.pad, sampler.limit
         self.windows = dict(sampler._layers)
         device, self.dtype, self.most = self.model.device, self.model.dtype, min(sampler.max_rows, len(requests))
         self.waiting = sorted(range(len(requests)), key=lambda i: (len(contexts[i]), contexts[i].tobytes()))
@@ -122,7 +127,7 @@ class _Rows:
             BASE: [signed(request.key) for request in requests],
         }
         self.fields = torch.tensor([fields[i] for i in range(len(fields))], device=device)
-        self.fields[BASE] = mix(self.fields[BASE] ^ mix(torch.tensor(signed(seed), device=device)))
+        self.fields[BASE] = mix(self.fields[BASE] ^ mix(torch.tensor([*map(signed, seeds)], device=device)))
         told = [[*prefix, *[-1] * (longest - len(prefix))] for prefix in told]
         self.told = torch.tensor(told, device=device) if longest else None  # what rows read instead of drawing
         self.state = self.fields.new_zeros(len(fields), self.most)
@@ -251,6 +256,16 @@ class _Rows:
             rows = (setups == i).nonzero().squeeze(1) if len(self.samplings) > 1 else starts
             if len(rows):
                 self.setups.append((sampling, rows))
+
+    def left(self) -> list[int]:
+        """The requests that are not whole yet."""
+        live = self.state[ROOM, : self.count] > 0
+        return [*self.waiting, *self.state[REQUEST, : self.count][live].tolist()]
+
+    def made(self, places: Sequence[int]) -> list[Rollout]:
+        """What there is of these requests."""
+        tokens, log_probs = self.drawn()
+        return [self.sampler.rollout(self.requests[i], tokens[i], log_probs[i]) for i in places]
 
     def drawn(self) -> tuple[list[list[int]], list[list[float]]]:
         """Tokens and log-probs of every request, in the order of the requests."""

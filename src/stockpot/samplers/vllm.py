@@ -32,7 +32,7 @@ from torch import Tensor
 
 from stockpot import lora as adapters
 from stockpot.lora import LoRA
-from stockpot.samplers.base import ModelSampler, over
+from stockpot.samplers.base import ModelSampler, Underway, over, seeds_of
 from stockpot.samplers.draw import mix, signed
 from stockpot.samplers.vllm_process import VLLM, environment, model_alone, outline, ready, reload, start
 from stockpot.types import Author, Request, Rollout, Sampling, StockpotError
@@ -145,7 +145,11 @@ class VLLMSampler(ModelSampler):
             shutil.rmtree(last.lora_path)
 
     def stretch(
-        self, requests: Sequence[Request], seed: int, until: Callable[[], bool] | None = None, again: bool = False
+        self,
+        requests: Sequence[Request],
+        seed: int | Sequence[int],
+        until: Callable[[Underway], bool] | None = None,
+        again: bool = False,
     ) -> list[tuple[Rollout, bool]]:
         """As every sampler of a model; `again` changes nothing, since contexts are always read in one pass.
 
@@ -156,35 +160,57 @@ class VLLMSampler(ModelSampler):
         if not requests:
             return []
         contexts = [self.context(request) for request in requests]
-        draws = [_parameters(request, seed, self.stop_tokens, whole=until is None) for request in requests]
+        seeds, stops = seeds_of(seed, len(requests)), self.stop_tokens
+        draws = [_parameters(r, own, stops, whole=until is None) for r, own in zip(requests, seeds, strict=True)]
         if not self.keep_cache:
             self._forget()
         with environment():
-            answers = self._decode(contexts, draws, until)
-        self.cached_tokens = sum(answer.num_cached_tokens or 0 for answer in answers.values())
-        made = [self._read(request, answers.get(str(i))) for i, request in enumerate(requests)]
+            flight = _Flight(self, requests)
+            self._decode(contexts, draws, flight, until)
+        self.cached_tokens = sum(answer.num_cached_tokens or 0 for answer in flight.answers.values())
+        made = flight.made(range(len(requests)))
         return [(rollout, over(rollout, request)) for rollout, request in zip(made, requests, strict=True)]
 
     def _decode(
-        self, contexts: Sequence[array[int]], draws: Sequence[Any], until: Callable[[], bool] | None
-    ) -> dict[str, Any]:
-        """The last that vLLM said of each request, by its number; afterwards it is at work on none, come what may."""
-        engine, answers, names = self._llm.llm_engine, dict[str, Any](), [str(i) for i in range(len(contexts))]
+        self,
+        contexts: Sequence[array[int]],
+        draws: Sequence[Any],
+        flight: _Flight,
+        until: Callable[[Underway], bool] | None,
+    ) -> None:
+        """Note the last that vLLM said of each request; afterwards it is at work on none, come what may."""
+        engine, answers, names = self._llm.llm_engine, flight.answers, [str(i) for i in range(len(contexts))]
         try:
             for name, context, draw in zip(names, contexts, draws, strict=True):
                 prompt = {"prompt_token_ids": context.tolist()}
                 engine.add_request(name, prompt, draw, lora_request=self._adapter)
             while engine.has_unfinished_requests():
                 answers |= {answer.request_id: answer for answer in engine.step()}
-                if until is not None and until():
+                if until is not None and until(flight):
                     break
         finally:
-            engine.abort_request([name for name in names if name not in answers or not answers[name].finished])
-        return answers
+            engine.abort_request([names[i] for i in flight.left()])
+
+
+class _Flight:
+    """What is asked of vLLM, and the last that it said of each, by the number that it knows it by."""
+
+    def __init__(self, sampler: VLLMSampler, requests: Sequence[Request]) -> None:
+        self.sampler, self.requests = sampler, requests
+        self.answers: dict[str, Any] = {}
+
+    def left(self) -> list[int]:
+        """The requests that are not whole yet."""
+        answers = ((i, self.answers.get(str(i))) for i in range(len(self.requests)))
+        return [i for i, answer in answers if answer is None or not answer.finished]
+
+    def made(self, places: Sequence[int]) -> list[Rollout]:
+        """What there is of these requests."""
+        return [self._read(self.requests[i], self.answers.get(str(i))) for i in places]
 
     def _read(self, request: Request, answer: Any) -> Rollout:
         if answer is None:  # its first token was not drawn yet
-            return self.rollout(request, [], [])
+            return self.sampler.rollout(request, [], [])
         (output,) = answer.outputs
         log_probs = output.logprobs.logprobs
         if request.sampling.temperature == 0:  # the distribution sampled from has one token
@@ -193,7 +219,7 @@ class VLLMSampler(ModelSampler):
             raise StockpotError("vLLM's log-probs are not those of its tokens: this version of vLLM cannot be used.")
         if not all(map(math.isfinite, log_probs)):
             raise StockpotError("the model's logits are not finite: its weights hold NaN or infinity.")
-        return self.rollout(request, list(output.token_ids), log_probs)
+        return self.sampler.rollout(request, list(output.token_ids), log_probs)
 
 
 def _parameters(request: Request, seed: int, stops: frozenset[int], whole: bool) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from stockpot.engines import pushed
 from stockpot.engines.base import Lesson
 from stockpot.engines.local import LocalEngine
 from stockpot.engines.ranks import Rank
+from stockpot.engines.ray.desk import Desk, Job, Stamp
 from stockpot.engines.ray.session import Brief
 from stockpot.engines.ray.weights import Box, pack, unpack
 from stockpot.history import History
@@ -40,8 +40,6 @@ from stockpot.types import Request, Rollout, StockpotError
 
 PATIENCE = 60.0
 """Seconds that a run waits for the last process of one before it in the same folder."""
-Stamp = tuple[int, int]
-"""Whose weights: the life of the learners, which a restart ends, and the version."""
 
 
 class Actor:
@@ -77,9 +75,7 @@ class SamplerActor(Actor):
             engine = LocalEngine(plain, brief.run, brief.origin, brief.origin)
             assert engine.sampler is not None
             self.sampler, self.context = engine.sampler, engine.context
-        self.stamp: Stamp = (-1, -1)
-        self.news: tuple[Stamp, list[Any]] = ((-1, -1), [])
-        self.busy = threading.Lock()
+        self.desk = Desk(self.sampler, plain.decode_rows, plain.threads, lambda box: unpack(ray.get(box[0])))
 
     def hello(self) -> dict[str, Any]:
         """With the longest sequence that the model reads."""
@@ -87,40 +83,16 @@ class SamplerActor(Actor):
 
     def tell(self, stamp: Stamp, box: list[Any]) -> None:
         """There are newer weights: what is being written goes on with them, where it may."""
-        self.news = max(self.news, (stamp, box), key=lambda news: news[0])
+        self.desk.tell((stamp, box))
 
     def write(
         self, requests: Sequence[Request], seed: int, stamp: Stamp, box: list[Any], follow: bool
     ) -> tuple[list[Rollout], float]:
-        """A rollout for each request, and the seconds it took. `follow`: newer weights are taken while it writes.
+        """A rollout for each request, and seconds of work. `follow`: newer weights are taken while it writes.
 
         Then a rollout has a span for each version that wrote a piece of it.
         """
-        with self.busy:
-            torch.set_num_threads(self.config.threads)  # is a thread's own
-            began = time.perf_counter()
-            self._wear(stamp, box)
-            done: dict[int, Rollout] = {}
-            left = list(enumerate(requests))
-            while left:
-                if follow and self.news[0] > self.stamp:
-                    if self.news[0][0] != stamp[0]:
-                        break  # the learners have begun anew: nobody waits for this any more
-                    self._wear(*self.news)
-                until = (lambda: self.news[0] > self.stamp) if follow else None
-                again = any(r.prefix and r.prefix[-1].kind == "continuation" for _, r in left)
-                made = self.sampler.stretch([request for _, request in left], seed, until, again)
-                done |= {i: rollout for (i, _), (rollout, whole) in zip(left, made, strict=True) if whole}
-                parts = zip(left, made, strict=True)
-                left = [(i, replace(r, prefix=part.spans)) for (i, r), (part, whole) in parts if not whole]
-            return [done[i] for i in sorted(done)], time.perf_counter() - began
-
-    def _wear(self, stamp: Stamp, box: list[Any]) -> None:
-        """Take these weights."""
-        if stamp == self.stamp:
-            return
-        self.sampler.load(unpack(ray.get(box[0])), stamp[1])
-        self.stamp = stamp
+        return self.desk.write(Job(requests, seed, (stamp, box), follow))
 
 
 class LearnerActor(Actor):

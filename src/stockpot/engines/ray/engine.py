@@ -20,10 +20,11 @@ from torch import Tensor
 from stockpot.config import Config
 from stockpot.engines.base import Engine, Lesson, Lost
 from stockpot.engines.local import LATE
-from stockpot.engines.ray.actors import HistoryActor, RewardActor, SamplerActor, Stamp
+from stockpot.engines.ray.actors import HistoryActor, RewardActor, SamplerActor
 from stockpot.engines.ray.crew import Crew, Office
+from stockpot.engines.ray.desk import Stamp
 from stockpot.engines.ray.learners import Learners
-from stockpot.engines.ray.ledger import Ledger, ages, chunks
+from stockpot.engines.ray.ledger import SHARE, Ledger, ages, chunks
 from stockpot.engines.ray.session import Died, Session, fetch, whole_path
 from stockpot.engines.ray.store import RemoteHistory
 from stockpot.engines.ray.weights import pack, unpack
@@ -47,9 +48,10 @@ class RayEngine(Engine):
         self.store: Any = None
         try:
             spawn, threads = self.session.spawn, config.threads
-            samplers = [spawn(SamplerActor, cpus=threads, threads=4, gpu=True) for _ in range(config.samplers)]
+            depth = (SHARE if config.samplers > 1 else 2) if config.ahead else 1
+            samplers = [spawn(SamplerActor, cpus=threads, threads=depth + 2, gpu=True) for _ in range(config.samplers)]
             judges = [spawn(RewardActor, cpus=threads) for _ in range(config.reward_workers)]
-            self.samplers = Crew("sampler", samplers, depth=2 if config.ahead else 1)
+            self.samplers = Crew("sampler", samplers, depth)
             self.judges = Crew("reward worker", judges)
             self.office = Office(self.samplers, self.judges)
             self.learners = Learners(self.session, self.office)
