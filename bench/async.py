@@ -3,10 +3,10 @@
     python bench/async.py --model FOLDER          # a taught countdown model; without it one is taught (two minutes)
     python bench/async.py --rounds 5 --steps 60 --reward 0.4
 
-One learner and one sampler, a process and a thread each, under the Ray engine. Three ways take turns, round by round,
-so that whatever else the machine does falls on all of them alike: synchronous; asynchronous, the sampler up to two
-steps ahead and its weights swapped in mid-flight; SPO with weights that are handed over every ten steps, in between
-which the sampler writes on. Start-up is not counted: the clock runs from the first step to the end of the last.
+One learner and one sampler, a process and a thread each, under the Ray engine. Four ways take turns, round by round,
+so that whatever else the machine does falls on all of them alike: synchronous; asynchronous, the sampler up to one or
+two steps ahead and its weights swapped in mid-flight; SPO with weights that are handed over every ten steps, in
+between which the sampler writes on. Start-up is not counted: the clock runs from the first step to the end of the last.
 
 Prints medians over rounds, and ratios to the synchronous run of the same round. The time to a reward is that of
 the first step at which the mean reward of the last five reached it; a run that never did is counted apart.
@@ -33,6 +33,7 @@ from stockpot.train import train
 
 MODES: dict[str, dict[str, Any]] = {
     "synchronous": {"algorithm": GRPO()},
+    "asynchronous, ahead 1": {"algorithm": GRPO(), "ahead": 1},
     "asynchronous, ahead 2": {"algorithm": GRPO(), "ahead": 2},
     "SPO, refresh 10": {"algorithm": SPO(q0="online"), "refresh_every": 10, "ahead": 9},
 }
@@ -81,7 +82,8 @@ def main() -> None:
         base = Config(model=options.model, prefixes=NoPrefixes(), evaluation=quiet, engine="ray", steps=options.steps)
         base = replace(base, prompts_per_step=options.prompts, checkpoint_every=options.steps)
         for turn in range(options.rounds):
-            order = list(MODES)[turn % 3 :] + list(MODES)[: turn % 3]
+            first = turn % len(MODES)
+            order = list(MODES)[first:] + list(MODES)[:first]
             for name in order:
                 run = folder / str(turn) / name.replace(", ", "-").replace(" ", "-")
                 rows[name].append(one(replace(base, seed=turn, **MODES[name]), run, options.reward))
