@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +22,7 @@ import torch
 import warm
 from moments import at_tokens
 from runs import TINY, assert_same_bits, dump, metrics, stockpot, trained
-from stockpot import prompts
+from stockpot import prompts, train
 from stockpot.config import Config, load_recipe
 from stockpot.engines import make
 from stockpot.engines.local import LocalEngine
@@ -148,28 +154,99 @@ def test_a_resumed_run_ends_in_the_same_bits(cluster: object, finished: Path, tm
     assert_same_bits(finished, run)
 
 
-def test_a_slow_worker_gets_less_and_stalls_nobody(cluster: object) -> None:
-    class Slow:
-        def __init__(self, seconds: float) -> None:
-            self.seconds = seconds
+def test_a_run_joins_the_cluster_that_it_is_told_of_and_leaves_it_as_it_was(
+    cluster: tuple[str, str], finished: Path, tmp_path: Path
+) -> None:
+    """The plain command in a process of its own, with RAY_ADDRESS; its actors are gone with it, the cluster is not."""
+    run = tmp_path / "run"
+    words = [sys.executable, "-m", "stockpot.cli", "train", TINY, "--engine", "ray", "--out", run]
+    environment = os.environ | {"RAY_ADDRESS": cluster[0], "COLUMNS": "100"}
+    told = subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert told.returncode == 0, told.stderr
+    assert_same_bits(finished, run)
+    until = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < until, "something of it is still there"
+        time.sleep(0.1)
 
-        def hello(self) -> dict[str, Any]:
-            return {"pid": 0}
 
-        def work(self) -> float:
-            import time
+class Slow:
+    """Takes so long over everything."""
 
-            time.sleep(self.seconds)
-            return self.seconds
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
-    actors = [ray.remote(Slow).remote(seconds) for seconds in (0.01, 2.0)]
-    team, results = crew.Crew("worker", actors), list[float]()
-    for _ in range(12):
-        team.put(lambda actor: actor.work.remote(), results.append)
-    crew.Office(team).until(lambda: len(results) == 12)
-    assert results.count(2.0) <= 2
+    def hello(self) -> dict[str, Any]:
+        return {"pid": 0}
+
+    def work(self) -> float:
+        time.sleep(self.seconds)
+        return self.seconds
+
+
+@pytest.fixture
+def team(cluster: object) -> Iterator[Callable[..., crew.Crew]]:
+    """A crew of workers of these speeds."""
+    actors: list[Any] = []
+
+    def made(*seconds: float, depth: int = 1) -> crew.Crew:
+        actors.extend(ray.remote(Slow).remote(one) for one in seconds)
+        return crew.Crew("worker", actors, depth)
+
+    yield made
     for actor in actors:
         ray.kill(actor)
+
+
+def test_a_slow_worker_gets_less_and_stalls_nobody(team: Callable[..., crew.Crew]) -> None:
+    workers, results = team(0.01, 2.0), list[float]()
+    for _ in range(12):
+        workers.put(lambda actor: actor.work.remote(), results.append)
+    crew.Office(workers).until(lambda: len(results) == 12)
+    assert results.count(2.0) <= 2 and workers.doubled == 0
+
+
+def test_what_a_worker_hangs_on_is_given_to_another(
+    team: Callable[..., crew.Crew], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, and told; whoever hangs is given nothing more."""
+    monkeypatch.setattr(crew, "PATIENCE", 1.0)
+    workers, results = team(0.2, 0.2, 3600.0, depth=2), list[float]()
+    crew.Office(workers).until(lambda: workers.awake)
+    for goal in (3, 15):
+        while len(results) + len(workers.waiting) < goal:
+            workers.put(lambda actor: actor.work.remote(), results.append)
+        began = time.monotonic()
+        crew.Office(workers).until(lambda goal=goal: len(results) == goal)  # type: ignore[misc]
+        assert time.monotonic() - began < 30
+    assert results == [0.2] * 15 and workers.doubled == 1
+    assert capsys.readouterr().err.count("a worker is slow: another one is given the same work") == 1
+
+
+def test_a_sampler_that_stands_still_changes_nothing(
+    cluster: object, started: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of a run: another writes what it was to write, and the run has the same bits."""
+    words = ["--samplers", 2, "--model", started, "--steps", 3]
+    calm, stopped = spread(tmp_path / "calm" / "run", *words), list[int]()
+    monkeypatch.setattr(crew, "PATIENCE", 1.0)
+    real = train.Loop.step
+
+    def step(loop: Any, now: int, history: Any) -> Any:
+        if now == 1:
+            stopped.append(loop.engine.samplers.members[0].process)
+            os.kill(stopped[0], signal.SIGSTOP)
+        return real(loop, now, history)
+
+    monkeypatch.setattr(train.Loop, "step", step)
+    try:
+        told = trained("--engine", "ray", "--out", tmp_path / "run", *words)
+    finally:
+        for process in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    assert_same_bits(calm, tmp_path / "run")
+    assert "a sampler is slow" in told.err and timings(tmp_path / "run")[-1]["sampler/doubled"] >= 1
 
 
 def test_chunks_are_whole_prompts_and_lose_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import ray
 import torch
 from policies import CUT, PLAIN, TIED, distances, made, moved, ragged, send, words
 
+import faults
 from moments import at_tokens
-from runs import TINY, assert_same_bits, metrics, trained
+from runs import TINY, assert_same_bits, dump, metrics, stockpot, trained
 from stockpot import lora
 from stockpot.config import load_recipe
 from stockpot.engines.ray import session, weights
@@ -142,6 +145,36 @@ def test_samplers_run_ahead(started: str, tmp_path: Path) -> None:
     assert [len(rollouts(run, step)) for step in range(4)] == [16] * 4
     told = [row["mismatch/max"] for row in metrics(run)[1:] if "mismatch/max" in row]  # where a live token was written
     assert told and all(number <= 1e-4 for number in told)
+
+
+def test_two_samplers_and_two_learners_of_an_adapter(started: str, tmp_path: Path) -> None:
+    """Rollouts as one of each writes them; what is learned from them within rounding."""
+    words = ["--model", started, "--steps", 2, "--learner.lora.rank", 4]
+    trained(*WORDS, *words, "--out", tmp_path / "local" / "run")
+    run = spread(tmp_path / "run", *words, "--samplers", 2, "--learners", 2)
+    for ours, theirs in zip(metrics(run), metrics(tmp_path / "local" / "run"), strict=True):
+        assert set(ours) == set(theirs)
+        apart = {name for name in ours if not name.startswith("mismatch/")}
+        assert {n: ours[n] for n in apart} == pytest.approx({n: theirs[n] for n in apart}, rel=2e-3, abs=2e-5)
+        assert ours.get("mismatch/max", 0) < 5e-5
+    one, other = rollouts(run, 1), rollouts(tmp_path / "local" / "run", 1)
+    assert [r.tokens for r in one] == [r.tokens for r in other] and len(one) == 16
+
+
+def test_a_killed_sampler_is_replaced_and_a_resumed_run_goes_on(started: str, tmp_path: Path) -> None:
+    """A new vLLM is sent the weights that the dead one had: the same bits as if it had lived, in one run or in two."""
+    words = faults.seldom(["--model", started])
+    calm, run = spread(tmp_path / "calm" / "run", *words, "--steps", 4), tmp_path / "run"
+    killer = faults.Killer({"sampler": 2}, random.Random(3), share=1.0)
+    with killer.at_work():
+        told = stockpot("train", TINY, *WORDS, "--engine", "ray", "--out", run, *words, "--steps", 2)
+    assert told.code == 0, told.err
+    assert killer.done["sampler"] == 2, killer.done
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["steps"] = 4
+    (run / "config.json").write_text(json.dumps(config))
+    assert stockpot("resume", run).code == 0
+    assert dump(calm) == dump(run) and [m["loss"] for m in metrics(calm)[1:]] == [m["loss"] for m in metrics(run)[1:]]
 
 
 def test_a_sampler_swaps_weights_while_it_writes(started: str, monkeypatch: pytest.MonkeyPatch) -> None:

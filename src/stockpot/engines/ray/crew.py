@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +19,10 @@ from stockpot.types import StockpotError
 
 TRIES = 40
 """Deaths over one task after which it, and not chance, is to blame."""
+PATIENCE = 10.0
+"""Seconds for which no task is overdue."""
+SLOW = 3.0
+"""A task is overdue when it has taken so many times the longest of the last ones (ours)."""
 
 
 @dataclass(order=True)
@@ -31,6 +38,9 @@ class Task:
     tries: int = field(default=0, compare=False)
     wanted: bool = field(default=True, compare=False)
     """Whether anybody still waits for the result."""
+    begun: float = field(default=0.0, compare=False)
+    doubled: bool = field(default=False, compare=False)
+    """Whether somebody else was given it, too."""
 
 
 @dataclass
@@ -59,7 +69,9 @@ class Crew:
         for member in self.members:
             member.wake()
         self.waiting: list[Task] = []
-        self.deaths = 0
+        self.deaths = self.doubled = 0
+        self.took: deque[float] = deque(maxlen=32)
+        """Seconds of the last tasks."""
         self.facts: dict[str, Any] = {}
         """What the last one that woke up said of itself."""
         self._number = 0
@@ -104,14 +116,44 @@ class Crew:
         return found
 
     def feed(self) -> None:
-        """Give tasks to those who are free, the idlest first."""
-        while self.waiting:
-            free = [m for m in self.members if m.waking is None and len(m.tasks) < self.depth]
-            if not free:
-                return
+        """Give tasks to those who are free, the idlest first, and those that are overdue to who has nothing to do."""
+        late = self.overdue()
+        while free := [m for m in self.members if self._takes(m, late)]:
             member = min(free, key=lambda m: len(m.tasks))
-            task = heapq.heappop(self.waiting)
+            double = next((task for task in late if task.wanted and not task.doubled), None)
+            if self.waiting:
+                task = heapq.heappop(self.waiting)
+                if not task.wanted:
+                    continue
+                task.begun = time.monotonic()
+            elif double is not None and not member.tasks:
+                task, double.doubled = double, True
+                self.doubled += 1
+                console.tell(f"a {self.name} is slow: another one is given the same work")
+            else:
+                return
             member.tasks[task.call(member.actor)] = task
+
+    def _takes(self, member: Member, late: Sequence[Task]) -> bool:
+        """Whether it may be given anything: it is awake, has little to do, and is not the one that is slow."""
+        slow = any(task is other for task in member.tasks.values() for other in late)
+        return member.waking is None and len(member.tasks) < self.depth and not slow
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which a task is overdue: never, where nobody else could do it or none has ended yet."""
+        return max(PATIENCE, SLOW * max(self.took)) if self.took and len(self.members) > 1 else math.inf
+
+    def overdue(self) -> list[Task]:
+        """Tasks that take too long, also where another one has done them by now."""
+        since = time.monotonic() - self.limit
+        return [task for m in self.members for task in m.tasks.values() if task.begun < since]
+
+    @property
+    def soon(self) -> float:
+        """Seconds until the next task that nobody else has been given is overdue."""
+        open_ = [task.begun for m in self.members for task in m.tasks.values() if task.wanted and not task.doubled]
+        return max(0.05, min(open_) + self.limit - time.monotonic()) if open_ else math.inf
 
     def take(self, reference: Any) -> None:
         """Something has ended."""
@@ -131,6 +173,8 @@ class Crew:
                         raise
                     return
                 if task.wanted:
+                    task.wanted = False
+                    self.took.extend([] if task.doubled else [time.monotonic() - task.begun])
                     task.done(result)
                 return
 
@@ -152,6 +196,7 @@ class Crew:
                 f"{member.name} died {TRIES} times over the same task: look for what kills it (memory?)."
             )
         if task.wanted:
+            task.doubled = False
             heapq.heappush(self.waiting, task)
         if member.waking is None:
             self.deaths += 1
@@ -175,7 +220,9 @@ class Office:
             waiting = [*others, *(reference for crew in self.crews for reference in crew.references)]
             if not waiting:
                 raise StockpotError("the Ray engine waits for work that nobody has: this is a mistake in stockpot.")
-            for reference in ray.wait(waiting, num_returns=1)[0]:
+            soon = min((crew.soon for crew in self.crews), default=math.inf)
+            patience = None if soon == math.inf else soon
+            for reference in ray.wait(waiting, num_returns=1, timeout=patience)[0]:
                 for crew in self.crews:
                     crew.take(reference)
 

@@ -123,7 +123,8 @@ class RayEngine(Engine):
     def _ask(self, requests: Sequence[Request], seed: int, urgency: int, version: int | None) -> None:
         """Queue requests for the samplers: by a version, or by the newest at that time and those that follow it."""
         self.ledger.ask((seed, request.key) for request in requests)
-        for chunk in chunks(requests, self.config.samplers):
+        share = 1 if self.session.gpus and not self.config.ahead else SHARE  # a GPU writes many as fast as few
+        for chunk in chunks(requests, self.config.samplers, share):
             names = [(seed, request.key) for request in chunk]
 
             def call(actor: Any, chunk: Sequence[Request] = chunk) -> Any:
@@ -198,6 +199,7 @@ class RayEngine(Engine):
     def figures(self) -> dict[str, float]:
         crews = {"sampler": self.samplers, "reward": self.judges}
         deaths = {f"{name}/restarts": float(crew.deaths) for name, crew in crews.items() if crew.members}
+        deaths |= {f"{name}/doubled": float(crew.doubled) for name, crew in crews.items() if len(crew.members) > 1}
         learners = {"learner/restarts": float(self.learners.life)}
         return self.ledger.figures(time.perf_counter(), self.learners.seconds) | deaths | learners
 

@@ -17,12 +17,12 @@ SHARE = 4
 """Chunks that each of several workers gets in the mean: the last ones even out who is slow."""
 
 
-def chunks(items: Sequence[Any], workers: int) -> Iterator[Sequence[Any]]:
+def chunks(items: Sequence[Any], workers: int, share: int = SHARE) -> Iterator[Sequence[Any]]:
     """Stretches of requests or rollouts, cut between prompts; one for a single worker, who is fastest so.
 
     Who works on a chunk does not matter and how many there are does not change, so a run can be repeated.
     """
-    size = len(items) if workers == 1 else -(-len(items) // (SHARE * workers))
+    size = len(items) if workers == 1 else -(-len(items) // (share * workers))
     start = 0
     for end in range(1, len(items) + 1):
         if end == len(items) or (end - start >= size and items[end].prompt.key != items[end - 1].prompt.key):
