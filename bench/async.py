@@ -31,6 +31,7 @@ from stockpot.config import Config, Evaluation
 from stockpot.policy import Learner
 from stockpot.prefixes import NoPrefixes
 from stockpot.record import commit
+from stockpot.selection import Select
 from stockpot.start import teach
 from stockpot.tasks import Countdown
 from stockpot.train import train
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--prompts", type=int, default=16, help="prompts in a step, of 8 samples each")
     parser.add_argument("--reward", type=float, default=0.4, help="mean reward of five steps that counts as reached")
+    parser.add_argument("--learned", type=int, default=8, help="of the 8; with fewer the sampler is the slower half")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in MODES}
@@ -90,6 +92,8 @@ def main() -> None:
         quiet = Evaluation(samples=1, prompts=8, every=0)
         base = Config(model=options.model, prefixes=NoPrefixes(), evaluation=quiet, engine="ray", steps=options.steps)
         base = replace(base, prompts_per_step=options.prompts, checkpoint_every=options.steps)
+        if options.learned < base.group_size:
+            base = replace(base, select=Select(size=options.learned, how="random"))
         for turn in range(options.rounds):
             first = turn % len(MODES)
             order = list(MODES)[first:] + list(MODES)[:first]

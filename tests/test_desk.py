@@ -22,7 +22,7 @@ from stockpot.types import Request, Rollout, StockpotError
 class Office:
     """A desk whose sampler never stops before it is out of room, calls to it in threads, and what came of them."""
 
-    def __init__(self, started: str, rows: int = 256) -> None:
+    def __init__(self, started: str, rows: int = 256, wide: bool = True) -> None:
         engine = LocalEngine(replace(load_recipe(str(TINY)), model=started), "run", started, started)
         assert isinstance(engine.sampler, ModelSampler)
         self.sampler, self.real, self.steps = engine.sampler, engine.sampler.stretch, 0
@@ -30,7 +30,7 @@ class Office:
         config = load_recipe(str(TINY))
         self.pool = prompts.load_prompts(config.task, "train", engine.tokenizer, context=0, max_tokens=64)
         self.weights = {name: p.detach().clone() for name, p in engine.policy.model.named_parameters()}
-        self.desk = Desk(self.sampler, rows, 1, lambda box: box)
+        self.desk = Desk(self.sampler, rows, 1, wide, lambda box: box)
         self.crowds: list[int] = []
         """Requests of each stretch."""
         self.moments: dict[int, Callable[[], object]] = {}
@@ -116,6 +116,16 @@ def test_newer_weights_interrupt_all_and_let_in_who_waits(office: Office) -> Non
     told = {name: written for name, written, _ in office.answers}
     assert all([span.author.version for span in r.spans] == [0, 1] for r in told["some"])
     assert all([span.author.version for span in r.spans] == [1] for r in told["more"])
+
+
+def test_on_a_cpu_who_comes_first_is_written_first(started: str) -> None:
+    """Whether one row is left or all are, at a swap or not."""
+    office = Office(started, wide=False)
+    office.moments[1] = lambda: office.ask("more", 6, 20, 2)
+    office.moments[9] = lambda: office.desk.tell(((0, 1), office.weights))
+    office.ask("some", 1, 60, 1)
+    assert office.finish() == ["some", "more"]
+    assert office.crowds == [1, 1, 6], "begun; again for newer weights; the others"
 
 
 def test_no_more_are_under_way_than_there_are_rows(started: str) -> None:

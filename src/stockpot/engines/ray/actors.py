@@ -75,7 +75,8 @@ class SamplerActor(Actor):
             engine = LocalEngine(plain, brief.run, brief.origin, brief.origin)
             assert engine.sampler is not None
             self.sampler, self.context = engine.sampler, engine.context
-        self.desk = Desk(self.sampler, plain.decode_rows, plain.threads, lambda box: unpack(ray.get(box[0])))
+        wide = plain.device != "cpu" and torch.cuda.is_available()
+        self.desk = Desk(self.sampler, plain.decode_rows, plain.threads, wide, lambda box: unpack(ray.get(box[0])))
 
     def hello(self) -> dict[str, Any]:
         """With the longest sequence that the model reads."""

@@ -1,9 +1,11 @@
 """Where requests lie before a sampler, and how one thread writes them.
 
-What a fixed version is to write is written call by call, so that a run can be repeated. What follows the newest weights
-is written together: whenever all rollouts are interrupted for newer weights, what has come in meanwhile joins them,
-and so it does when few rows are left, so that nobody's long response keeps the others waiting. A call is answered
-as soon as its last rollout is whole, while the others go on.
+Calls are written one after the other, each answered as soon as it is whole. A fixed version's go before those that
+follow the newest weights.
+
+A GPU writes many rows in the time of few. There, what follows the weights is written together: those that wait join
+when few rows are left, so that nobody's long response keeps the others waiting, and whenever everything is read again
+for newer weights. On a CPU more rows take longer, and what is needed first is written first (measured: LOG.md).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ News = tuple[Stamp, Any]
 LOOK = 8
 """Tokens between looks at which rollouts are whole."""
 FEW = 1 / 2
-"""Others join when no more rows are left than this share of what comes in: all that are left are then read again."""
+"""On a GPU others join when no more rows are left than this share of what comes in (ours): all are read again then."""
 
 
 @dataclass(eq=False)
@@ -51,12 +53,12 @@ class Job:
 
 
 class Desk:
-    """The jobs of one sampler, which has up to `rows` rollouts under way."""
+    """The jobs of one sampler, which has up to `rows` rollouts under way. `wide`: more of them cost it little."""
 
     def __init__(
-        self, sampler: ModelSampler, rows: int, threads: int, fetch: Callable[[Any], Mapping[str, Tensor]]
+        self, sampler: ModelSampler, rows: int, threads: int, wide: bool, fetch: Callable[[Any], Mapping[str, Tensor]]
     ) -> None:
-        self.sampler, self.rows, self.threads, self.fetch = sampler, rows, threads, fetch
+        self.sampler, self.rows, self.threads, self.wide, self.fetch = sampler, rows, threads, wide, fetch
         self.news: News = ((-1, -1), None)
         self.stamp: Stamp = (-1, -1)
         self.jobs: list[Job] = []
@@ -107,7 +109,7 @@ class Desk:
             return fixed[:1]
         party, taken = list[Job](), 0
         for job in self.jobs:
-            if not party or taken + len(job.left) <= self.rows:
+            if not party or self._fits(job, taken, again=True):
                 party.append(job)
                 taken += len(job.left)
         return party
@@ -161,7 +163,11 @@ class Desk:
             waiting = [job for job in self.jobs if job not in party]
         if any(not job.follow for job in waiting):
             return True
-        return any(left + len(job.left) <= self.rows and left <= FEW * len(job.left) for job in waiting[:1])
+        return any(self._fits(job, left) for job in waiting[:1])
+
+    def _fits(self, job: Job, left: int, again: bool = False) -> bool:
+        """Whether it joins those that are left; `again`: they are read again anyway."""
+        return self.wide and left + len(job.left) <= self.rows and (again or left <= FEW * len(job.left))
 
     def _wear(self, news: News) -> None:
         """Take these weights."""
