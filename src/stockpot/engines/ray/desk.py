@@ -95,7 +95,7 @@ class Desk:
             try:
                 self._round(party)
             except BaseException as error:
-                for job in party:
+                for job in [job for job in party if not job.ended.is_set()]:
                     job.error = error
                     self._end(job)
             self._count()
