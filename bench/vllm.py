@@ -26,29 +26,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
+from sampler import build
 from stockpot.policy import Learner, Policy
 from stockpot.samplers.base import Sampler
 from stockpot.samplers.torch import TorchSampler
 from stockpot.samplers.vllm import VLLM, VLLMSampler
-from stockpot.tasks.countdown import Countdown
 from stockpot.types import Author, Prompt, Request
 
 AUTHOR, NEW = Author("bench", 0), 64
 SIZES = {"default": 256, "30m": 64}
 """Requests of each."""
-
-
-def build(size: str) -> PreTrainedModel:
-    """A model of random weights."""
-    torch.manual_seed(0)
-    thirty_million = Qwen3Config(
-        vocab_size=512, hidden_size=512, intermediate_size=1536, num_hidden_layers=10, head_dim=64,
-        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=True
-    )  # fmt: skip
-    config = Countdown().model_config() if size == "default" else thirty_million
-    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def requests(vocabulary: int, count: int) -> list[Request]:

@@ -33,6 +33,8 @@ class Killer:
     share: float = 0.7
     """Chance that a kind which is still due loses a process in a step."""
     done: Counter[str] = field(default_factory=Counter)
+    planned: Counter[str] = field(default_factory=Counter)
+    """Kills that are still to fall: on a busy machine, maybe in a later step."""
     steps: int = 0
     """Steps begun, those that had to be begun again included."""
     pace: float = 0.2
@@ -42,7 +44,9 @@ class Killer:
         """Plan the kills of the step that begins."""
         plans = []
         for kind, processes in engine.processes().items():
-            if processes and self.done[kind] < self.times.get(kind, 0) and self.dice.random() < self.share:
+            due = self.times.get(kind, 0) - self.done[kind] - self.planned[kind]
+            if processes and due > 0 and self.dice.random() < self.share:
+                self.planned[kind] += 1
                 blow = threading.Timer(self.dice.random() * self.pace, self.kill, (kind, self.dice.choice(processes)))
                 blow.start()
                 plans.append(blow)
@@ -53,6 +57,7 @@ class Killer:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
             self.done[kind] += 1
+        self.planned[kind] -= 1
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
