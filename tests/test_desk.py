@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from moments import at_tokens
 from runs import TINY
 from stockpot import prompts
 from stockpot.config import load_recipe
@@ -25,7 +26,7 @@ class Office:
     def __init__(self, started: str, rows: int = 256, wide: bool = True) -> None:
         engine = LocalEngine(replace(load_recipe(str(TINY)), model=started), "run", started, started)
         assert isinstance(engine.sampler, ModelSampler)
-        self.sampler, self.real, self.steps = engine.sampler, engine.sampler.stretch, 0
+        self.sampler, self.real = engine.sampler, engine.sampler.stretch
         self.sampler.stop_tokens = frozenset()
         config = load_recipe(str(TINY))
         self.pool = prompts.load_prompts(config.task, "train", engine.tokenizer, context=0, max_tokens=64)
@@ -38,16 +39,11 @@ class Office:
         self.answers: list[tuple[str, list[Rollout], float]] = []
         self.threads: list[threading.Thread] = []
         self.sampler.stretch = self.stretch  # type: ignore[method-assign]
+        at_tokens(self, self.moments)
 
-    def stretch(self, requests: Sequence[Request], seed: Any, until: Any = None, again: bool = False) -> Any:
+    def stretch(self, requests: Sequence[Request], *rest: Any) -> Any:
         self.crowds.append(len(requests))
-
-        def watched(flight: Any) -> bool:
-            self.steps += 1
-            self.moments.get(self.steps, lambda: None)()
-            return until is not None and until(flight)
-
-        return self.real(requests, seed, watched, again)
+        return self.real(requests, *rest)
 
     def requests(self, count: int, room: int) -> list[Request]:
         return [Request(self.pool[i % 3], key=i, max_tokens=room) for i in range(count)]
@@ -80,10 +76,8 @@ def office(started: str) -> Iterator[Office]:
 def test_what_follows_the_weights_is_written_together(office: Office) -> None:
     """Who comes while few are left joins them; a fixed version goes before; each call is answered when it is whole."""
     asked = {"long": (1, 64, 7), "short": (6, 12, 8), "fixed": (2, 12, 9)}
-    office.moments = {
-        9: lambda: office.ask("short", *asked["short"]),
-        33: lambda: office.ask("fixed", *asked["fixed"], False),
-    }
+    office.moments[9] = lambda: office.ask("short", *asked["short"])
+    office.moments[33] = lambda: office.ask("fixed", *asked["fixed"], False)
     office.ask("long", *asked["long"])
     assert office.finish() == ["short", "fixed", "long"], "nobody waits for the long one"
     assert office.crowds == [1, 7, 2, 1], "alone; together; the fixed version alone; the rest"
@@ -146,8 +140,9 @@ def test_an_error_is_told_and_the_next_call_is_served(office: Office) -> None:
 
 def test_a_life_that_has_ended_is_written_for_no_more(office: Office) -> None:
     office.moments[9] = lambda: office.desk.tell(((1, 0), office.weights))
+    office.moments[20] = lambda: pytest.fail("it is written on")
     office.ask("old", 2, 60, 1)
     assert office.finish() == ["old"] and office.answers[0][1] == []
-    assert office.steps < 60, "it was written to the end"
+    del office.moments[20]
     office.ask("new", 2, 12, 1, stamp=(1, 0))
     assert office.finish() == ["old", "new"] and len(office.answers[1][1]) == 2

@@ -248,6 +248,28 @@ def test_the_division_taken_is_the_fastest_that_fits() -> None:
     assert best.fits and best.seconds.step == min(mode.seconds.step for mode in found if mode.fits)
 
 
+def test_newer_weights_have_what_is_under_way_read_again() -> None:
+    """At a random moment responses of 80 tokens are 39.5 long in the mean; half of the devices sample."""
+    told = Assumed(lengths="fixed", response=80 / 96, peak_tflops=1, bandwidth=10)
+    fleet = of_recipe("countdown_grpo", 2, "cpu", told)
+    config, plan = fleet.plan.config, fleet.plan
+    turns, free = (fleet.apart("", config, 1, 1, waits).seconds for waits in (True, False))
+    rows = min(sampler(plan, 1).plan.rows, config.prompts_per_step * config.group_size)
+    again = fleet.engine(sampler(plan, 1).plan).reading(rows, plan.mean_prompt + 39.5)
+    assert again > 0 and free.prefill - turns.prefill == pytest.approx(again / 2)
+
+
+def test_a_step_is_judged_before_it_is_learned_from() -> None:
+    """Learners wait for it, samplers need not."""
+    none, much = (of_recipe("countdown_grpo", 2, assumed=Assumed(reward_ms=ms)) for ms in (0, 1000))
+    config = none.plan.config
+    bare, judged = (fleet.apart("", config, 1, 1, waits=False).seconds for fleet in (none, much))
+    seconds = config.prompts_per_step * config.group_size / 2
+    assert judged.reward == pytest.approx(seconds / 2), "a processor for each device, in the mean over the two devices"
+    assert judged.learn == bare.learn and judged.sync == bare.sync
+    assert judged.step == pytest.approx(bare.sync + 2 * bare.learn + seconds), "both devices half of the mean"
+
+
 def test_late_weights_lie_between_waiting_and_not() -> None:
     plan = of_recipe("countdown_grpo", 2).plan
     turns, ten, hundred = (

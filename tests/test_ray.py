@@ -161,11 +161,18 @@ def test_a_run_joins_the_cluster_that_it_is_told_of_and_leaves_it_as_it_was(
     run = tmp_path / "run"
     words = [sys.executable, "-m", "stockpot.cli", "train", TINY, "--engine", "ray", "--out", run]
     environment = os.environ | {"RAY_ADDRESS": cluster[0], "COLUMNS": "100"}
-    told = subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert told.returncode == 0, told.stderr
+    whole, least = ray.cluster_resources()["CPU"], math.inf
+    with subprocess.Popen([*map(str, words)], env=environment, stderr=subprocess.PIPE, text=True) as life:
+        until = time.monotonic() + 280
+        while life.poll() is None:
+            assert time.monotonic() < until
+            least = min(least, ray.available_resources().get("CPU", 0))
+            time.sleep(0.05)
+        assert life.returncode == 0, life.stderr and life.stderr.read()
+    assert least <= whole - 2, "a learner and a sampler were not placed in it"
     assert_same_bits(finished, run)
     until = time.monotonic() + 60
-    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+    while ray.available_resources().get("CPU") != whole:
         assert time.monotonic() < until, "something of it is still there"
         time.sleep(0.1)
 

@@ -35,6 +35,12 @@ class Underway(Protocol):
         """What there is of these."""
 
 
+Until = Callable[[Underway], bool]
+"""Says when to stop."""
+Seed = int | Sequence[int]
+"""That of a call, or one for each request."""
+
+
 class ModelSampler(Sampler):
     """A sampler of a model with `vocabulary` tokens that reads `limit` of them.
 
@@ -49,16 +55,11 @@ class ModelSampler(Sampler):
 
     @abstractmethod
     def stretch(
-        self,
-        requests: Sequence[Request],
-        seed: int | Sequence[int],
-        until: Callable[[Underway], bool] | None = None,
-        again: bool = False,
+        self, requests: Sequence[Request], seed: Seed, until: Until | None = None, again: bool = False
     ) -> list[tuple[Rollout, bool]]:
         """Decode until all are done or `until`, asked after every token, says stop: rollouts, and whether each is done.
 
         What is not done is as it was then, and is continued as a prefix. `again`: that is what these requests are.
-        `seed`: that of the call, or one for each request.
         """
 
     @abstractmethod
@@ -97,7 +98,7 @@ class ModelSampler(Sampler):
         return Rollout(request.prompt, (*request.prefix, *new), finish=finish)
 
 
-def seeds_of(seed: int | Sequence[int], count: int) -> Sequence[int]:
+def seeds_of(seed: Seed, count: int) -> Sequence[int]:
     """One for each request."""
     return [seed] * count if isinstance(seed, int) else seed
 

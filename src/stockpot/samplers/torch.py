@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stockpot.lora import moving
-from stockpot.samplers.base import ModelSampler, Underway, over, seeds_of
+from stockpot.samplers.base import ModelSampler, Seed, Until, over, seeds_of
 from stockpot.samplers.cache import RowCache, attention_layers, ready
 from stockpot.samplers.draw import choose, mix, signed, uniform
 from stockpot.types import Author, Request, Rollout, Sampling, StockpotError
@@ -68,11 +68,7 @@ class TorchSampler(ModelSampler):
 
     @torch.inference_mode()
     def stretch(
-        self,
-        requests: Sequence[Request],
-        seed: int | Sequence[int],
-        until: Callable[[Underway], bool] | None = None,
-        again: bool = False,
+        self, requests: Sequence[Request], seed: Seed, until: Until | None = None, again: bool = False
     ) -> list[tuple[Rollout, bool]]:
         """As every sampler of a model; what is continued `again` has its prefix read in one pass."""
         if not requests:

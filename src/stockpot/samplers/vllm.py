@@ -21,7 +21,7 @@ import shutil
 import tempfile
 import weakref
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from stockpot import lora as adapters
 from stockpot.lora import LoRA
-from stockpot.samplers.base import ModelSampler, Underway, over, seeds_of
+from stockpot.samplers.base import ModelSampler, Seed, Until, over, seeds_of
 from stockpot.samplers.draw import mix, signed
 from stockpot.samplers.vllm_process import VLLM, environment, model_alone, outline, ready, reload, start
 from stockpot.types import Author, Request, Rollout, Sampling, StockpotError
@@ -145,11 +145,7 @@ class VLLMSampler(ModelSampler):
             shutil.rmtree(last.lora_path)
 
     def stretch(
-        self,
-        requests: Sequence[Request],
-        seed: int | Sequence[int],
-        until: Callable[[Underway], bool] | None = None,
-        again: bool = False,
+        self, requests: Sequence[Request], seed: Seed, until: Until | None = None, again: bool = False
     ) -> list[tuple[Rollout, bool]]:
         """As every sampler of a model; `again` changes nothing, since contexts are always read in one pass.
 
@@ -172,11 +168,7 @@ class VLLMSampler(ModelSampler):
         return [(rollout, over(rollout, request)) for rollout, request in zip(made, requests, strict=True)]
 
     def _decode(
-        self,
-        contexts: Sequence[array[int]],
-        draws: Sequence[Any],
-        flight: _Flight,
-        until: Callable[[Underway], bool] | None,
+        self, contexts: Sequence[array[int]], draws: Sequence[Any], flight: _Flight, until: Until | None
     ) -> None:
         """Note the last that vLLM said of each request; afterwards it is at work on none, come what may."""
         engine, answers, names = self._llm.llm_engine, flight.answers, [str(i) for i in range(len(contexts))]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stockpot.samplers.base import ModelSampler, Underway
+from stockpot.samplers.base import ModelSampler, Underway, Until
 from stockpot.types import Request, Rollout
 
 Stamp = tuple[int, int]
@@ -135,7 +135,7 @@ class Desk:
             if not job.left:
                 self._end(job)
 
-    def _watch(self, party: Sequence[Job], asked: Sequence[tuple[Job, int, Request]]) -> Callable[[Underway], bool]:
+    def _watch(self, party: Sequence[Job], asked: Sequence[tuple[Job, int, Request]]) -> Until:
         """What looks at a stretch: it hands out who is whole, and says when to stop."""
         looks = 0
 
